@@ -1,0 +1,24 @@
+//! Products with a weight matrix.
+
+use crate::Result;
+use tch::Tensor;
+
+/// x · weightᵀ: `[…, in]` with `[out, in]` → `[…, out]`.
+///
+/// # Errors
+/// When the inner dimensions differ.
+pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    Ok(x.f_linear::<&Tensor>(weight, None)?)
+}
+
+/// residual + x · weightᵀ in one product: `[…, in]`, `[out, in]`, `[…, out]` → `[…, out]`.
+///
+/// # Errors
+/// When the dimensions differ.
+pub fn linear_add(x: &Tensor, weight: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    let (out, width) = weight.size2()?;
+    let sum = residual
+        .f_reshape([-1, out])?
+        .f_addmm(&x.f_reshape([-1, width])?, &weight.f_transpose(0, 1)?)?;
+    Ok(sum.f_reshape(residual.size())?)
+}

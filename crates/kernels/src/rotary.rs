@@ -1,0 +1,74 @@
+//! Rotary position embedding (Su et al. 2021), in the layout of Hugging Face's Llama: the two
+//! coordinates of a pair lie half a head apart.
+
+use crate::{Error, Result};
+use tch::{Device, Kind, Tensor};
+
+/// Cosines and sines of all positions up to a limit.
+///
+/// The angle of pair i at position p is p · theta^(−2i / head_dim). Tables are computed in float64.
+#[derive(Debug)]
+pub struct Rotary {
+    /// `[positions, head_dim / 2]`
+    pub(crate) cos: Tensor,
+    /// `[positions, head_dim / 2]`
+    pub(crate) sin: Tensor,
+}
+
+impl Rotary {
+    /// Tables for heads of `head_dim` coordinates and `positions` positions.
+    ///
+    /// # Errors
+    /// When `head_dim` is odd or not positive.
+    pub fn new(
+        head_dim: i64,
+        theta: f64,
+        positions: i64,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
+        if head_dim <= 0 || head_dim % 2 != 0 {
+            return Err(Error::Shape {
+                what: "a head of a rotary embedding",
+                expected: "an even number of coordinates".into(),
+                found: head_dim.to_string(),
+            });
+        }
+        let double = (Kind::Double, Device::Cpu);
+        let pairs = Tensor::f_arange(head_dim / 2, double)?;
+        let frequencies = (pairs * (-2.0 * theta.ln() / head_dim as f64)).exp();
+        let angles = Tensor::f_arange(positions, double)?.f_outer(&frequencies)?;
+        let table = |t: Tensor| t.f_to_kind(kind)?.f_to_device(device);
+        Ok(Self { cos: table(angles.cos())?, sin: table(angles.sin())? })
+    }
+
+    /// Positions that the tables reach.
+    pub fn positions(&self) -> i64 {
+        self.cos.size()[0]
+    }
+
+    /// Checks that `start .. start + len` lies within the tables.
+    pub(crate) fn check(&self, start: i64, len: i64) -> Result<()> {
+        let (needed, capacity) = (start + len, self.positions());
+        if needed > capacity {
+            return Err(Error::Capacity { what: "the rotary table", needed, capacity });
+        }
+        Ok(())
+    }
+
+    /// Turns `x` `[batch, heads, seq, head_dim]`, whose first position is `start`.
+    ///
+    /// # Errors
+    /// When a position lies beyond the tables or the shapes differ.
+    pub fn apply(&self, x: &Tensor, start: i64) -> Result<Tensor> {
+        let seq = x.size4()?.2;
+        self.check(start, seq)?;
+        let cos = self.cos.f_narrow(0, start, seq)?;
+        let sin = self.sin.f_narrow(0, start, seq)?;
+        let halves = x.f_chunk(2, -1)?;
+        let (a, b) = (&halves[0], &halves[1]);
+        let turned_a = a.f_mul(&cos)?.f_sub(&b.f_mul(&sin)?)?;
+        let turned_b = b.f_mul(&cos)?.f_add(&a.f_mul(&sin)?)?;
+        Ok(Tensor::f_cat(&[turned_a, turned_b], -1)?)
+    }
+}

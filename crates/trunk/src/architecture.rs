@@ -1,0 +1,197 @@
+//! The sizes of a model, and their form in a Hugging Face `config.json`.
+
+use crate::{Error, Result};
+use foretoken_kernels::AttentionShape;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// Sizes of a Llama-family model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Architecture {
+    /// Rows of the embedding and of the unembedding.
+    pub vocab: usize,
+    /// Width of the residual stream.
+    pub dim: usize,
+    /// Layers in all, as the next-token baseline counts them: trunk plus every head of one block.
+    pub layers: usize,
+    /// Query heads of a block's attention.
+    pub attention_heads: usize,
+    /// Key–value heads, a divisor of `attention_heads`.
+    pub kv_heads: usize,
+    /// Coordinates of an attention head; 0 stands for `dim / attention_heads`.
+    pub head_dim: usize,
+    /// Inner width of the feed-forward layer.
+    pub ffn: usize,
+    /// The most positions that the model is made for.
+    pub context: usize,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Added to the mean square in every norm.
+    pub norm_eps: f64,
+}
+
+impl Default for Architecture {
+    /// A byte model of a few hundred thousand parameters.
+    fn default() -> Self {
+        Self {
+            vocab: 264,
+            dim: 128,
+            layers: 8,
+            attention_heads: 4,
+            kv_heads: 4,
+            head_dim: 0,
+            ffn: 344,
+            context: 512,
+            rope_theta: 10_000.0,
+            norm_eps: 1e-5,
+        }
+    }
+}
+
+impl Architecture {
+    /// How a block's attention splits its width.
+    pub fn attention(&self) -> AttentionShape {
+        AttentionShape {
+            heads: self.attention_heads as i64,
+            kv_heads: self.kv_heads as i64,
+            head_dim: self.head_width() as i64,
+        }
+    }
+
+    /// Coordinates of an attention head, derived where `head_dim` is 0.
+    pub fn head_width(&self) -> usize {
+        match self.head_dim {
+            0 => self.dim / self.attention_heads.max(1),
+            given => given,
+        }
+    }
+
+    /// Checks that the sizes fit together.
+    ///
+    /// # Errors
+    /// Names the first key that does not fit, and what would.
+    pub fn validate(&self) -> Result<()> {
+        for (key, value) in [
+            ("vocab", self.vocab),
+            ("dim", self.dim),
+            ("layers", self.layers),
+            ("attention_heads", self.attention_heads),
+            ("kv_heads", self.kv_heads),
+            ("ffn", self.ffn),
+            ("context", self.context),
+        ] {
+            if value == 0 {
+                return Err(Error::config(key, "must be at least 1"));
+            }
+        }
+        if self.head_dim == 0 && !self.dim.is_multiple_of(self.attention_heads) {
+            let problem =
+                format!("{} is not divisible by attention_heads = {}", self.dim, self.attention_heads);
+            return Err(Error::config("dim", problem));
+        }
+        if !self.head_width().is_multiple_of(2) {
+            let problem = format!(
+                "an attention head would have {} coordinates, but rotary positions need an even number",
+                self.head_width()
+            );
+            return Err(Error::config("attention_heads", problem));
+        }
+        if !self.attention_heads.is_multiple_of(self.kv_heads) {
+            let problem = format!(
+                "{} does not divide attention_heads = {}",
+                self.kv_heads, self.attention_heads
+            );
+            return Err(Error::config("kv_heads", problem));
+        }
+        if !(self.rope_theta > 0.0 && self.norm_eps >= 0.0) {
+            return Err(Error::config("rope_theta", "must be positive, and norm_eps not negative"));
+        }
+        Ok(())
+    }
+
+    /// The `config.json` of a `LlamaForCausalLM` with these sizes.
+    pub fn to_llama_config(&self, end_of_text: Option<u32>) -> Map<String, Value> {
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocab,
+            "hidden_size": self.dim,
+            "intermediate_size": self.ffn,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.attention_heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_width(),
+            "max_position_embeddings": self.context,
+            "rms_norm_eps": self.norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "hidden_act": "silu",
+            "attention_bias": false,
+            "mlp_bias": false,
+            "tie_word_embeddings": false,
+            "bos_token_id": end_of_text,
+            "eos_token_id": end_of_text,
+            "torch_dtype": "float32",
+        });
+        match config {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        }
+    }
+
+    /// Reads the sizes from a Llama `config.json`; `path` is named in errors. Here
+    /// `num_hidden_layers` counts what the file holds: trunk and head 0.
+    ///
+    /// # Errors
+    /// When a key is missing or of the wrong type, or the file describes what this layer does not
+    /// compute (another family, biases, tied embeddings, scaled rotary positions).
+    pub fn from_llama_config(config: &Map<String, Value>, path: &Path) -> Result<Self> {
+        let size = |key: &str| read_size(config, key, path);
+        let family = config.get("model_type").and_then(Value::as_str).unwrap_or("nothing");
+        if family != "llama" {
+            let problem = format!("model_type is {family}, only llama is supported");
+            return Err(Error::format(path, problem));
+        }
+        for (key, supported) in
+            [("attention_bias", false), ("mlp_bias", false), ("tie_word_embeddings", false)]
+        {
+            if config.get(key).and_then(Value::as_bool).unwrap_or(supported) != supported {
+                return Err(Error::format(path, format!("{key} = true is not supported yet")));
+            }
+        }
+        let rope = config.get("rope_parameters").and_then(Value::as_object);
+        let kind = rope.and_then(|rope| rope.get("rope_type")).and_then(Value::as_str);
+        if kind.is_some_and(|kind| kind != "default")
+            || config.get("rope_scaling").is_some_and(|scaling| !scaling.is_null())
+        {
+            return Err(Error::format(path, "scaled rotary positions are not supported yet"));
+        }
+        let theta = config.get("rope_theta").or_else(|| rope.and_then(|rope| rope.get("rope_theta")));
+        let attention_heads = size("num_attention_heads")?;
+        let sizes = Self {
+            vocab: size("vocab_size")?,
+            dim: size("hidden_size")?,
+            layers: size("num_hidden_layers")?,
+            attention_heads,
+            kv_heads: size("num_key_value_heads").unwrap_or(attention_heads),
+            head_dim: size("head_dim").unwrap_or(0),
+            ffn: size("intermediate_size")?,
+            context: size("max_position_embeddings")?,
+            rope_theta: theta.and_then(Value::as_f64).unwrap_or(10_000.0),
+            norm_eps: config.get("rms_norm_eps").and_then(Value::as_f64).unwrap_or(1e-6),
+        };
+        sizes.validate().map_err(|error| Error::format(path, error.to_string()))?;
+        Ok(sizes)
+    }
+}
+
+/// The largest size that a config may name: keeps a hostile file from asking for all memory.
+const LARGEST_SIZE: u64 = 1 << 24;
+
+fn read_size(config: &Map<String, Value>, key: &str, path: &Path) -> Result<usize> {
+    match config.get(key).map(Value::as_u64) {
+        Some(Some(size)) if size <= LARGEST_SIZE => Ok(size as usize),
+        Some(_) => Err(Error::format(path, format!("{key} must be a number up to {LARGEST_SIZE}"))),
+        None => Err(Error::format(path, format!("the key {key} is missing"))),
+    }
+}

@@ -1,0 +1,111 @@
+//! One Llama layer.
+
+use crate::{Architecture, Initialiser, Parameter, Result, Role};
+use foretoken_kernels::{
+    AttentionShape, KvCache, Rotary, cached_attention, causal_attention, linear, linear_add,
+    rms_norm, swiglu,
+};
+use tch::Tensor;
+
+/// A pre-norm transformer block:
+///
+/// x ← x + attention(norm(x)), x ← x + down(silu(gate(norm(x))) · up(norm(x))).
+///
+/// Projections that share an input are stored joined, row over row, under their stock names in
+/// [`Block::parameters`].
+#[derive(Debug)]
+pub struct Block {
+    /// `[dim]`
+    pub input_layernorm: Tensor,
+    /// `[(heads + 2·kv_heads)·head_dim, dim]`: queries, keys, values
+    pub qkv_proj: Tensor,
+    /// `[dim, heads·head_dim]`
+    pub o_proj: Tensor,
+    /// `[dim]`
+    pub post_attention_layernorm: Tensor,
+    /// `[2·ffn, dim]`: gate, up
+    pub gate_up_proj: Tensor,
+    /// `[dim, ffn]`
+    pub down_proj: Tensor,
+    /// How the attention splits its width.
+    pub attention: AttentionShape,
+    /// Added to the mean square in the norms.
+    pub norm_eps: f64,
+}
+
+impl Block {
+    /// A block with first weights from `init`.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(sizes: &Architecture, init: &Initialiser) -> Result<Self> {
+        let (dim, ffn) = (sizes.dim as i64, sizes.ffn as i64);
+        let attention = sizes.attention();
+        Ok(Self {
+            input_layernorm: init.norm(dim)?,
+            qkv_proj: init.matrix(attention.qkv_width(), dim)?,
+            o_proj: init.residual_matrix(dim, attention.heads * attention.head_dim)?,
+            post_attention_layernorm: init.norm(dim)?,
+            gate_up_proj: init.matrix(2 * ffn, dim)?,
+            down_proj: init.residual_matrix(dim, ffn)?,
+            attention,
+            norm_eps: sizes.norm_eps,
+        })
+    }
+
+    /// The block's output for `x` `[batch, seq, dim]`.
+    ///
+    /// Without a cache the rows are positions 0, 1, …; with one they follow what it holds and are
+    /// appended to it.
+    ///
+    /// # Errors
+    /// When shapes differ or positions run past the cache or the rotary tables.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        rotary: &Rotary,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
+        let qkv = linear(&rms_norm(x, &self.input_layernorm, self.norm_eps)?, &self.qkv_proj)?;
+        let mixed = match cache {
+            None => causal_attention(qkv, self.attention, rotary)?,
+            Some(cache) => cached_attention(&qkv, self.attention, rotary, cache)?,
+        };
+        let x = linear_add(&mixed, &self.o_proj, x)?;
+        let normed = rms_norm(&x, &self.post_attention_layernorm, self.norm_eps)?;
+        let gated = swiglu(&linear(&normed, &self.gate_up_proj)?)?;
+        Ok(linear_add(&gated, &self.down_proj, &x)?)
+    }
+
+    /// The weights under the names that they have inside a stock Llama layer, each after `prefix`
+    /// (such as `model.layers.3.`).
+    pub fn parameters(&self, prefix: &str) -> Vec<Parameter> {
+        let AttentionShape { heads, kv_heads, head_dim } = self.attention;
+        let ffn = self.down_proj.size()[1];
+        let name = |stock: &str| format!("{prefix}{stock}.weight");
+        vec![
+            Parameter::whole(&self.input_layernorm, Role::Vector, name("input_layernorm")),
+            Parameter::new(
+                &self.qkv_proj,
+                Role::Matrix,
+                [
+                    (name("self_attn.q_proj"), heads * head_dim),
+                    (name("self_attn.k_proj"), kv_heads * head_dim),
+                    (name("self_attn.v_proj"), kv_heads * head_dim),
+                ],
+            ),
+            Parameter::whole(&self.o_proj, Role::Matrix, name("self_attn.o_proj")),
+            Parameter::whole(
+                &self.post_attention_layernorm,
+                Role::Vector,
+                name("post_attention_layernorm"),
+            ),
+            Parameter::new(
+                &self.gate_up_proj,
+                Role::Matrix,
+                [(name("mlp.gate_proj"), ffn), (name("mlp.up_proj"), ffn)],
+            ),
+            Parameter::whole(&self.down_proj, Role::Matrix, name("mlp.down_proj")),
+        ]
+    }
+}

@@ -1,0 +1,133 @@
+//! Embedding and blocks that all heads share.
+
+use crate::{Architecture, Block, Error, Initialiser, Parameter, Result, Role};
+use foretoken_kernels::{KvCache, Rotary};
+use tch::{Device, Kind, Tensor};
+
+/// The shared part of a multi-token model: tokens in, trunk output out.
+///
+/// Deliberately absent: the final norm and the unembedding, which belong to the heads.
+#[derive(Debug)]
+pub struct Trunk {
+    /// `[vocab, dim]`
+    pub embed_tokens: Tensor,
+    /// The shared blocks, in order.
+    pub blocks: Vec<Block>,
+    /// Rotary tables for the model's whole context, used by the heads too.
+    pub rotary: Rotary,
+}
+
+/// A key–value cache for every block of a trunk.
+#[derive(Debug)]
+pub struct TrunkCache {
+    blocks: Vec<KvCache>,
+}
+
+impl Trunk {
+    /// A trunk of `layers` blocks with first weights from `init`.
+    ///
+    /// # Errors
+    /// When the sizes do not fit together or the memory cannot be had.
+    pub fn new(sizes: &Architecture, layers: usize, init: &Initialiser) -> Result<Self> {
+        sizes.validate()?;
+        let embed_tokens = init.embedding(sizes.vocab as i64, sizes.dim as i64)?;
+        let rotary = Rotary::new(
+            sizes.head_width() as i64,
+            sizes.rope_theta,
+            sizes.context as i64,
+            embed_tokens.kind(),
+            embed_tokens.device(),
+        )?;
+        let blocks = (0..layers).map(|_| Block::new(sizes, init)).collect::<Result<Vec<_>>>()?;
+        Ok(Self { embed_tokens, blocks, rotary })
+    }
+
+    /// The trunk output `[batch, seq, dim]` for `tokens` `[batch, seq]` (int64).
+    ///
+    /// With a cache the tokens follow the positions that it holds.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary or positions run past the context.
+    pub fn forward(&self, tokens: &Tensor, cache: Option<&mut TrunkCache>) -> Result<Tensor> {
+        let mut x = Tensor::f_embedding(&self.embed_tokens, tokens, -1, false, false)?;
+        match cache {
+            None => {
+                for block in &self.blocks {
+                    x = block.forward(&x, &self.rotary, None)?;
+                }
+            }
+            Some(cache) => {
+                if cache.blocks.len() != self.blocks.len() {
+                    let problem = format!(
+                        "a cache of {} blocks for a trunk of {}",
+                        cache.blocks.len(),
+                        self.blocks.len()
+                    );
+                    return Err(Error::config("cache", problem));
+                }
+                for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
+                    x = block.forward(&x, &self.rotary, Some(cache))?;
+                }
+            }
+        }
+        Ok(x)
+    }
+
+    /// An empty cache for `batch` sequences of up to `capacity` positions.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn cache(&self, batch: i64, capacity: i64) -> Result<TrunkCache> {
+        let (kind, device) = (self.embed_tokens.kind(), self.embed_tokens.device());
+        let blocks = self
+            .blocks
+            .iter()
+            .map(|block| {
+                let shape = block.attention;
+                KvCache::new(batch, shape.kv_heads, capacity, shape.head_dim, kind, device)
+            })
+            .collect::<foretoken_kernels::Result<Vec<_>>>()?;
+        Ok(TrunkCache { blocks })
+    }
+
+    /// The weights under their stock Llama names.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let embedding =
+            Parameter::whole(&self.embed_tokens, Role::Embedding, "model.embed_tokens.weight");
+        let blocks = self
+            .blocks
+            .iter()
+            .enumerate()
+            .flat_map(|(i, block)| block.parameters(&format!("model.layers.{i}.")));
+        std::iter::once(embedding).chain(blocks).collect()
+    }
+
+    /// Number format of the weights.
+    pub fn kind(&self) -> Kind {
+        self.embed_tokens.kind()
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.embed_tokens.device()
+    }
+}
+
+impl TrunkCache {
+    /// Positions held by every block.
+    pub fn len(&self) -> i64 {
+        self.blocks.first().map_or(0, KvCache::len)
+    }
+
+    /// Whether no position is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forgets all positions from `len` on.
+    pub fn truncate(&mut self, len: i64) {
+        for cache in &mut self.blocks {
+            cache.truncate(len);
+        }
+    }
+}
