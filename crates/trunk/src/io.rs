@@ -174,6 +174,22 @@ impl WeightReader {
         Ok(reader)
     }
 
+    /// Refuses files that together hold fewer bytes than a model needs at the very least, before
+    /// memory is taken for it.
+    ///
+    /// # Errors
+    /// When the files are too small.
+    pub fn check_size(&self, least: usize) -> Result<()> {
+        let bytes: usize = self.maps.iter().map(|(_, map)| map.len()).sum();
+        match self.maps.first() {
+            Some((path, _)) if bytes < least => Err(Error::format(
+                path,
+                format!("{bytes} bytes cannot hold the model that config.json describes"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Fills a parameter's parts from the tensors of their names, converting the number format.
     ///
     /// # Errors

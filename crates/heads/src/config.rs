@@ -1,0 +1,88 @@
+//! What a model consists of, and how `config.json` says it.
+
+use crate::{Registry, Result};
+use foretoken_trunk::{Architecture, Error as TrunkError};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// Type and number of the heads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadsConfig {
+    /// A name of the registry; heads beyond the first are of this type. Head 0 is always the stock
+    /// model's last layer.
+    #[serde(rename = "type", default = "default_kind")]
+    pub kind: String,
+    /// n, the tokens predicted at each position; 1 is the next-token baseline.
+    pub count: usize,
+}
+
+fn default_kind() -> String {
+    crate::BlockHead::KIND.to_owned()
+}
+
+/// Sizes and heads of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// Sizes; `layers` counts trunk and heads together.
+    pub architecture: Architecture,
+    /// Type and number of the heads.
+    pub heads: HeadsConfig,
+    /// The token that ends a text, if the tokenizer has one.
+    pub end_of_text: Option<u32>,
+}
+
+/// Version of the `foretoken` key in `config.json`.
+const VERSION: u64 = 1;
+
+impl ModelConfig {
+    /// Trunk layers under the stock head types.
+    ///
+    /// # Errors
+    /// When the heads take up all layers, or their type is unknown.
+    pub fn trunk_layers(&self) -> Result<usize> {
+        let heads = &self.heads;
+        Registry::stock().trunk_layers(&heads.kind, heads.count, self.architecture.layers)
+    }
+
+    /// The content of `config.json` for a trunk of `trunk_layers`.
+    pub(crate) fn to_json(&self, trunk_layers: usize) -> Value {
+        let stock = Architecture { layers: trunk_layers + 1, ..self.architecture.clone() };
+        let mut config = stock.to_llama_config(self.end_of_text);
+        config.insert(
+            "foretoken".into(),
+            json!({"version": VERSION, "layers": self.architecture.layers, "heads": self.heads}),
+        );
+        Value::Object(config)
+    }
+
+    /// Reads `config.json`; without a `foretoken` key it is a next-token model.
+    pub(crate) fn from_json(config: &Map<String, Value>, path: &Path) -> Result<Self> {
+        let mut architecture = Architecture::from_llama_config(config, path)?;
+        let end_of_text = match config.get("eos_token_id") {
+            Some(Value::Array(ids)) => ids.first().and_then(Value::as_u64),
+            Some(id) => id.as_u64(),
+            None => None,
+        }
+        .and_then(|id| u32::try_from(id).ok());
+        let mut heads = HeadsConfig { kind: default_kind(), count: 1 };
+        if let Some(own) = config.get("foretoken") {
+            let wrong = |problem: String| TrunkError::format(path, problem);
+            let version = own.get("version").and_then(Value::as_u64);
+            if version != Some(VERSION) {
+                let found = version.map_or("no version".to_owned(), |v| format!("version {v}"));
+                let problem =
+                    format!("its foretoken key has {found}, this program reads version {VERSION}");
+                return Err(wrong(problem).into());
+            }
+            heads = serde_json::from_value(own.get("heads").cloned().unwrap_or_default())
+                .map_err(|error| wrong(format!("foretoken.heads: {error}")))?;
+            let layers = own.get("layers").and_then(Value::as_u64).filter(|&n| n < 1 << 16);
+            architecture.layers = layers
+                .ok_or_else(|| wrong("foretoken.layers must be a number of layers".into()))?
+                as usize;
+        }
+        Ok(Self { architecture, heads, end_of_text })
+    }
+}

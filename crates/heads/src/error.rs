@@ -1,0 +1,49 @@
+//! What can go wrong in this layer.
+
+/// An error of the heads or of a whole model.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The trunk, its configuration or a file of weights.
+    #[error(transparent)]
+    Trunk(#[from] foretoken_trunk::Error),
+    /// A kernel refused its input.
+    #[error(transparent)]
+    Kernel(#[from] foretoken_kernels::Error),
+    /// libtorch refused an operation.
+    #[error("libtorch: {}", .0.to_string().lines().next().unwrap_or_default())]
+    Torch(#[from] tch::TchError),
+    /// A head type that the registry does not know.
+    #[error("heads.type: there is no head type \"{kind}\", the known ones are: {known}")]
+    UnknownHead {
+        /// The name asked for.
+        kind: String,
+        /// The names that exist.
+        known: String,
+    },
+    /// More heads than the layers allow, or none.
+    #[error(
+        "heads.count: {count} heads of type \"{kind}\" need model.layers to be more than {needed}, \
+         it is {layers}"
+    )]
+    TooManyHeads {
+        /// Heads asked for.
+        count: usize,
+        /// Their type.
+        kind: String,
+        /// Layers that the heads take up.
+        needed: usize,
+        /// Layers in all.
+        layers: usize,
+    },
+    /// A head's number that the model does not have.
+    #[error("head {index} was asked for, but the model has heads 0 to {}", count - 1)]
+    NoSuchHead {
+        /// The number asked for, from 0.
+        index: usize,
+        /// Heads of the model.
+        count: usize,
+    },
+}
+
+/// A result of this layer.
+pub type Result<T> = std::result::Result<T, Error>;

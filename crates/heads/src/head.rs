@@ -1,0 +1,69 @@
+//! What every head is.
+
+use crate::Result;
+use foretoken_kernels::{KvCache, Rotary};
+use foretoken_trunk::{Block, Parameter};
+use tch::Tensor;
+
+/// Where on the way through the model a head reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tap {
+    /// The trunk output, before the stock model's last layer: the paper's heads. The shared final
+    /// norm follows the head.
+    TrunkOutput,
+    /// The stock model's hidden state after its final norm: Medusa's heads. No norm follows.
+    FinalHidden,
+}
+
+/// What the model lends its heads.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadContext<'a> {
+    /// The trunk's rotary tables.
+    pub rotary: &'a Rotary,
+}
+
+/// One head: from the state at its tap to the state that the unembedding reads, position by
+/// position, `[batch, seq, dim]` → `[batch, seq, dim]`.
+///
+/// An implementation may use any libtorch operators; gradients follow from them, and from
+/// [`foretoken_kernels::custom_gradient`] where it writes its own. Row t of the output may depend
+/// on rows up to t of the input alone.
+pub trait Head: std::fmt::Debug + Send {
+    /// The name under which config, checkpoint and reports know this type.
+    fn kind(&self) -> &'static str;
+
+    /// Where the head reads.
+    fn tap(&self) -> Tap;
+
+    /// The head's output for `hidden` `[batch, seq, dim]`.
+    ///
+    /// With a cache (for a head that asks for one by [`Head::cache`]) the rows follow the
+    /// positions that it holds.
+    ///
+    /// # Errors
+    /// When shapes differ or positions run past the cache or the context.
+    fn forward(
+        &self,
+        hidden: &Tensor,
+        context: HeadContext<'_>,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor>;
+
+    /// The head's weights, their names after `prefix`.
+    fn parameters(&self, prefix: &str) -> Vec<Parameter>;
+
+    /// A cache for `batch` sequences of up to `capacity` positions; `None` for a head that looks
+    /// at one position only.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    fn cache(&self, batch: i64, capacity: i64) -> Result<Option<KvCache>> {
+        let _ = (batch, capacity);
+        Ok(None)
+    }
+
+    /// The block that this head consists of, if it is exactly one: what fused decoding looks for.
+    fn as_block(&self) -> Option<&Block> {
+        None
+    }
+}

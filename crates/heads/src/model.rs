@@ -1,0 +1,177 @@
+//! Trunk, heads, final norm and unembedding as one model.
+
+use crate::{BlockHead, Error, Head, HeadContext, ModelConfig, Registry, Result, Tap};
+use foretoken_kernels::{linear, rms_norm};
+use foretoken_trunk::{Initialiser, Parameter, Role, Trunk};
+use tch::{Device, Kind, Tensor};
+
+/// A multi-token model.
+#[derive(Debug)]
+pub struct MultiTokenModel {
+    pub(crate) config: ModelConfig,
+    pub(crate) trunk: Trunk,
+    pub(crate) heads: Vec<Box<dyn Head>>,
+    pub(crate) final_norm: Tensor,
+    pub(crate) unembedding: Tensor,
+}
+
+impl MultiTokenModel {
+    /// A model with seeded first weights and the stock head types. Sets libtorch's global seed.
+    ///
+    /// # Errors
+    /// When sizes do not fit together, the heads take up all layers, or memory is short.
+    pub fn new(config: &ModelConfig, kind: Kind, device: Device, seed: i64) -> Result<Self> {
+        Self::with_registry(config, &Registry::stock(), kind, device, seed)
+    }
+
+    /// As [`MultiTokenModel::new`], with head types of your own.
+    ///
+    /// # Errors
+    /// As [`MultiTokenModel::new`].
+    pub fn with_registry(
+        config: &ModelConfig,
+        registry: &Registry,
+        kind: Kind,
+        device: Device,
+        seed: i64,
+    ) -> Result<Self> {
+        let init = Initialiser::new(&config.architecture, kind, device, seed);
+        Self::build(config, registry, &init)
+    }
+
+    pub(crate) fn build(
+        config: &ModelConfig,
+        registry: &Registry,
+        init: &Initialiser,
+    ) -> Result<Self> {
+        let (sizes, heads) = (&config.architecture, &config.heads);
+        sizes.validate()?;
+        let trunk_layers = registry.trunk_layers(&heads.kind, heads.count, sizes.layers)?;
+        let trunk = Trunk::new(sizes, trunk_layers, init)?;
+        let mut built: Vec<Box<dyn Head>> = vec![Box::new(BlockHead::new(sizes, init)?)];
+        for _ in 1..heads.count {
+            built.push(registry.build(&heads.kind, sizes, init)?);
+        }
+        let (vocab, dim) = (sizes.vocab as i64, sizes.dim as i64);
+        Ok(Self {
+            config: config.clone(),
+            trunk,
+            heads: built,
+            final_norm: init.norm(dim)?,
+            unembedding: init.embedding(vocab, dim)?,
+        })
+    }
+
+    /// Sizes and heads.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The shared trunk.
+    pub fn trunk(&self) -> &Trunk {
+        &self.trunk
+    }
+
+    /// The heads; head i predicts the token at offset i + 1.
+    pub fn heads(&self) -> &[Box<dyn Head>] {
+        &self.heads
+    }
+
+    /// Weight of the final norm that the heads share: `[dim]`.
+    pub fn final_norm(&self) -> &Tensor {
+        &self.final_norm
+    }
+
+    /// The unembedding that the heads share: `[vocab, dim]`.
+    pub fn unembedding(&self) -> &Tensor {
+        &self.unembedding
+    }
+
+    /// Number format of the weights.
+    pub fn kind(&self) -> Kind {
+        self.trunk.kind()
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.trunk.device()
+    }
+
+    /// The trunk output `[batch, seq, dim]` for `tokens` `[batch, seq]` (int64).
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary or the sequence longer than the context.
+    pub fn hidden(&self, tokens: &Tensor) -> Result<Tensor> {
+        Ok(self.trunk.forward(tokens, None)?)
+    }
+
+    /// What the unembedding reads for head `head`, from the trunk output: `[batch, seq, dim]`.
+    ///
+    /// # Errors
+    /// When there is no such head, or shapes differ.
+    pub fn head_hidden(&self, head: usize, hidden: &Tensor) -> Result<Tensor> {
+        let module = self.head(head)?;
+        let context = HeadContext { rotary: &self.trunk.rotary };
+        match module.tap() {
+            Tap::TrunkOutput => self.normed(&module.forward(hidden, context, None)?),
+            Tap::FinalHidden => {
+                let stock = self.heads[0].forward(hidden, context, None)?;
+                module.forward(&self.normed(&stock)?, context, None)
+            }
+        }
+    }
+
+    /// Logits of head `head` from the trunk output: `[batch, seq, vocab]`.
+    ///
+    /// # Errors
+    /// When there is no such head, or shapes differ.
+    pub fn logits(&self, head: usize, hidden: &Tensor) -> Result<Tensor> {
+        Ok(linear(&self.head_hidden(head, hidden)?, &self.unembedding)?)
+    }
+
+    /// The shared final norm.
+    ///
+    /// # Errors
+    /// When the last dimension is not the model's.
+    pub fn normed(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(rms_norm(hidden, &self.final_norm, self.config.architecture.norm_eps)?)
+    }
+
+    /// Head `index`.
+    ///
+    /// # Errors
+    /// When the model has fewer.
+    pub fn head(&self, index: usize) -> Result<&dyn Head> {
+        let count = self.heads.len();
+        self.heads.get(index).map(AsRef::as_ref).ok_or(Error::NoSuchHead { index, count })
+    }
+
+    /// All weights: those of the stock next-token model under stock names, then those of heads 1,
+    /// 2, … under `heads.{i}.`.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let mut all = self.stock_parameters();
+        all.extend(self.head_parameters());
+        all
+    }
+
+    /// Trunk, head 0, final norm and unembedding: a stock Llama.
+    pub(crate) fn stock_parameters(&self) -> Vec<Parameter> {
+        let mut all = self.trunk.parameters();
+        let last = self.trunk.blocks.len();
+        all.extend(self.heads[0].parameters(&format!("model.layers.{last}.")));
+        all.push(Parameter::whole(&self.final_norm, Role::Vector, "model.norm.weight"));
+        all.push(Parameter::whole(&self.unembedding, Role::Unembedding, "lm_head.weight"));
+        all
+    }
+
+    /// The heads beyond the first.
+    pub(crate) fn head_parameters(&self) -> Vec<Parameter> {
+        let extra = self.heads.iter().enumerate().skip(1);
+        extra.flat_map(|(i, head)| head.parameters(&format!("heads.{i}."))).collect()
+    }
+
+    /// Numbers that are trained, in all.
+    pub fn parameter_count(&self) -> usize {
+        self.parameters().iter().map(|p| p.tensor.numel()).sum()
+    }
+}

@@ -1,0 +1,31 @@
+//! The multi-token objective and its head-by-head backward.
+//!
+//! L = Σᵢ wᵢ · mean over t of −log P(token t+i+1 | ≤ t), heads i = 0 … n−1 (Gloeckle et al. 2024,
+//! equation 2; there all weights are 1). [`MultiTokenLoss::backward`] runs the trunk once, then
+//! forward and backward of one head after the other on the detached trunk output, and the
+//! trunk's backward at the end with what the heads' gradients add up to. One head's logits exist
+//! at a time: memory is that of a next-token model.
+//!
+//! ```
+//! use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
+//! use foretoken_loss::MultiTokenLoss;
+//! use foretoken_trunk::Architecture;
+//! use tch::{Device, Kind, Tensor};
+//!
+//! let architecture = Architecture { dim: 32, layers: 4, ffn: 64, ..Architecture::default() };
+//! let heads = HeadsConfig { kind: "block".into(), count: 3 };
+//! let config = ModelConfig { architecture, heads, end_of_text: None };
+//! let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
+//! // Two sequences of 16 positions: 16 + 3 tokens each, so that every position has its targets.
+//! let tokens = Tensor::randint(256, [2, 16 + 3], (Kind::Int64, Device::Cpu));
+//! let losses = MultiTokenLoss::new(3).backward(&model, &tokens)?;
+//! assert_eq!(losses.to_vec()?.len(), 3);
+//! assert!(model.unembedding().grad().defined());
+//! # Ok::<(), foretoken_loss::Error>(())
+//! ```
+
+mod error;
+mod multi_token;
+
+pub use error::{Error, Result};
+pub use multi_token::{HeadLosses, MultiTokenLoss};
