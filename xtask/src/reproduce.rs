@@ -1,0 +1,85 @@
+//! `cargo xtask reproduce`: set up, build, hand over to `foretoken reproduce`.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Result, anyhow};
+use clap::Args;
+
+use crate::process;
+use crate::setup::{self, Libtorch};
+use crate::workspace::Workspace;
+
+/// Options of `cargo xtask reproduce`: those of `foretoken reproduce`.
+#[derive(Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct ReproduceArguments {
+    /// The experiment (default: speed), --preset smoke|quick|long|full, --out DIR, …;
+    /// `--help` prints them all
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+    arguments: Vec<OsString>,
+}
+
+/// Runs `cargo xtask reproduce`. Where all goes well it does not return: the process becomes
+/// `foretoken`, so that Ctrl-C, other signals and the exit code are its own.
+pub(crate) fn run(workspace: &Workspace, arguments: &ReproduceArguments) -> Result<ExitCode> {
+    let libtorch = setup::ensure(workspace)?;
+    build_release(workspace, "foretoken-cli", &libtorch)?;
+    let mut command = foretoken(workspace, &libtorch);
+    command.arg("reproduce").args(&arguments.arguments);
+    if !has_option(&arguments.arguments, "--out") {
+        command.arg("--out").arg(workspace.target().join("reproduce"));
+    }
+    let error = command.exec();
+    Err(anyhow!(error).context(format!("cannot start {}", process::line(&command))))
+}
+
+/// Builds a package's optimised binaries.
+pub(crate) fn build_release(
+    workspace: &Workspace,
+    package: &str,
+    libtorch: &Libtorch,
+) -> Result<()> {
+    let mut build = process::cargo();
+    build.current_dir(workspace.root()).args(["build", "--release", "--package", package]);
+    libtorch.apply(&mut build);
+    process::run(&mut build)
+}
+
+/// The optimised `foretoken`, told where the corpus lies.
+pub(crate) fn foretoken(workspace: &Workspace, libtorch: &Libtorch) -> Command {
+    let mut command = Command::new(release_binary(workspace, "foretoken"));
+    libtorch.apply(&mut command);
+    if std::env::var_os("FORETOKEN_CORPUS").is_none() {
+        command.env("FORETOKEN_CORPUS", workspace.python_code());
+    }
+    command
+}
+
+/// The path of an optimised binary.
+pub(crate) fn release_binary(workspace: &Workspace, name: &str) -> PathBuf {
+    workspace.target().join("release").join(name)
+}
+
+fn has_option(arguments: &[OsString], option: &str) -> bool {
+    let with_value = format!("{option}=");
+    arguments
+        .iter()
+        .filter_map(|argument| argument.to_str())
+        .any(|argument| argument == option || argument.starts_with(&with_value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_is_found_in_both_spellings() {
+        let arguments = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        assert!(has_option(&arguments(&["speed", "--out", "x"]), "--out"));
+        assert!(has_option(&arguments(&["--out=x"]), "--out"));
+        assert!(!has_option(&arguments(&["--output"]), "--out"));
+    }
+}
