@@ -1,12 +1,98 @@
-//! `cargo xtask bench`.
-use crate::workspace::Workspace;
-use anyhow::Result;
-use clap::Args;
+//! `cargo xtask bench`: ours and other software on the same work, side by side.
+
+mod conversation;
+mod decoding;
+mod memory;
+mod peers;
+mod results;
+mod statistics;
+mod training;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
-/// Options.
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::setup;
+use crate::workspace::Workspace;
+
+/// Options of `cargo xtask bench`.
 #[derive(Args)]
-pub(crate) struct BenchArguments {}
-/// Runs.
-pub(crate) fn run(_: &Workspace, _: &BenchArguments) -> Result<ExitCode> {
-    anyhow::bail!("later")
+pub(crate) struct BenchArguments {
+    /// What to measure of ours alone
+    #[arg(value_enum, conflicts_with = "peer")]
+    what: Option<Measurement>,
+    /// Which other software to run beside ours
+    #[arg(long, value_enum)]
+    peer: Option<Peer>,
+    /// With --peer transformers: the model folder [default: the n = 4 model of `reproduce --preset
+    /// quick`, or one trained for it]
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Turns of each side, alternately
+    #[arg(long, default_value_t = 9)]
+    rounds: usize,
+    /// Threads of each side [default: all cores]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// With --peer: the file to write [default: docs/results/bench-PEER.json]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// What can be measured of ours alone.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Measurement {
+    /// Peak memory of a training step with 8 heads against 1, at a vocabulary of 32,768
+    Memory,
+}
+
+/// Software to compare with.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Peer {
+    /// `generate` of transformers, on the same model folder
+    Transformers,
+    /// A plain PyTorch training loop, from the same weights on the same batches
+    Pytorch,
+}
+
+/// How a comparison is run.
+struct Plan {
+    rounds: usize,
+    threads: usize,
+    out: PathBuf,
+}
+
+/// Runs `cargo xtask bench`.
+pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode> {
+    if arguments.what.is_none() && arguments.peer.is_none() {
+        bail!("say what to measure: `memory`, `--peer transformers` or `--peer pytorch`");
+    }
+    if arguments.rounds < 3 {
+        bail!("--rounds {}: a median needs at least 3", arguments.rounds);
+    }
+    if arguments.model.is_some() && arguments.peer != Some(Peer::Transformers) {
+        bail!("--model goes with --peer transformers only");
+    }
+    let libtorch = setup::ensure(workspace)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = arguments.threads.unwrap_or(cores).max(1);
+    let plan = |name: &str| Plan {
+        rounds: arguments.rounds,
+        threads,
+        out: arguments
+            .out
+            .clone()
+            .unwrap_or_else(|| workspace.root().join(format!("docs/results/bench-{name}.json"))),
+    };
+    let passed = match arguments.peer {
+        None => memory::run(workspace, &libtorch, threads)?,
+        Some(Peer::Transformers) => {
+            let model = arguments.model.as_deref();
+            decoding::run(workspace, &libtorch, model, &plan("transformers"))?
+        }
+        Some(Peer::Pytorch) => training::run(workspace, &libtorch, &plan("pytorch"))?,
+    };
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

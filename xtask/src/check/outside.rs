@@ -37,12 +37,15 @@ pub(crate) fn check(workspace: &Workspace, libtorch: &Libtorch) -> Result<()> {
 }
 
 fn write(folder: &Path, workspace: &Workspace, libtorch: &Libtorch) -> Result<()> {
-    let heads = workspace.root().join("crates/heads");
-    let heads =
-        serde_json::to_string(heads.to_str().context("the repository's path is not UTF-8")?)?;
+    let crate_path = |name: &str| -> Result<String> {
+        let path = workspace.root().join("crates").join(name);
+        let path = path.to_str().context("the repository's path is not UTF-8")?;
+        Ok(serde_json::to_string(path)?)
+    };
+    let (heads, trunk) = (crate_path("heads")?, crate_path("trunk")?);
     let manifest = format!(
         "[package]\nname = \"outside\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n\
-         [dependencies]\nforetoken-heads = {{ path = {heads} }}\ntch = \"=0.24.0\"\n\n\
+         [dependencies]\nforetoken-heads = {{ path = {heads} }}\nforetoken-trunk = {{ path = {trunk} }}\ntch = \"=0.24.0\"\n\n\
          [profile.dev]\ndebug = false\n\n[workspace]\n"
     );
     let files = [

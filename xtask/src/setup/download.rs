@@ -253,8 +253,9 @@ impl Failure {
                  downloads are kept"
             ),
             Self::NoSuchWheel => format!(
-                "pip's package index has no wheel of {name} for this machine. Linux on x86-64 with \
-                 glibc 2.28 or later is needed; elsewhere install PyTorch {} yourself and set LIBTORCH",
+                "pip finds no wheel of {name} for this machine. Either the package index does not \
+                 answer: check the network and pip's settings. Or this is not Linux on x86-64 with \
+                 glibc 2.28 or later: then install PyTorch {} yourself and set LIBTORCH",
                 super::wheels::TORCH.version
             ),
             Self::Other(detail) => format!("pip could not download {name}: {detail}"),

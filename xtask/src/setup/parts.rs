@@ -146,8 +146,10 @@ impl Part {
     ) -> Result<()> {
         match self {
             Self::Cpu => {
-                for wheel in [&CUDA_RUNTIME, &CUDA_CUPTI] {
-                    unpack(&downloader.fetch(wheel)?, Selection::SharedLibraries, fresh)?;
+                for (wheel, library) in
+                    [(&CUDA_RUNTIME, "libcudart.so.13"), (&CUDA_CUPTI, "libcupti.so.13")]
+                {
+                    unpack(&downloader.fetch(wheel)?, Selection::Library(library), fresh)?;
                 }
                 let wheel = downloader.fetch(&TORCH)?;
                 eprintln!("unpacking {}", TORCH.requirement());
@@ -159,7 +161,7 @@ impl Part {
                 eprintln!("unpacking {}", TORCH.requirement());
                 unpack(&wheel, Selection::TorchCuda, fresh)?;
                 for wheel in downloader.fetch_cuda_libraries()? {
-                    unpack(&wheel, Selection::SharedLibraries, fresh)?;
+                    unpack(&wheel, Selection::Libraries, fresh)?;
                 }
                 Ok(())
             }

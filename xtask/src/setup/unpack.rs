@@ -20,8 +20,10 @@ pub(crate) enum Selection {
     TorchCpu,
     /// `torch/include/**` and every library, as `include/` and `lib/`.
     TorchCuda,
-    /// Every shared library under `nvidia/`, as `lib/`.
-    SharedLibraries,
+    /// Every shared library, as `lib/`.
+    Libraries,
+    /// The one shared library of this name, as `lib/`.
+    Library(&'static str),
     /// Every `.py` file at its own path.
     PythonFiles,
 }
@@ -40,7 +42,8 @@ impl Selection {
                 let all = matches!(self, Self::TorchCuda) && is_library(file_name);
                 library(in_lib && (all || CPU_LIBRARIES.contains(&file_name)))
             }
-            Self::SharedLibraries => library(is_library(file_name)),
+            Self::Libraries => library(is_library(file_name)),
+            Self::Library(wanted) => library(file_name == wanted),
             Self::PythonFiles => name
                 .extension()
                 .is_some_and(|extension| extension == "py")
@@ -146,6 +149,19 @@ mod tests {
             place(Selection::TorchCuda, "torch/lib/libtorch_cuda.so"),
             Some(PathBuf::from("lib/libtorch_cuda.so"))
         );
+    }
+
+    #[test]
+    fn one_library_is_taken_from_among_many() {
+        let wanted = Selection::Library("libcupti.so.13");
+        let folder = "nvidia/cu13/lib";
+        assert_eq!(
+            place(wanted, &format!("{folder}/libcupti.so.13")),
+            Some(PathBuf::from("lib/libcupti.so.13"))
+        );
+        let other = format!("{folder}/libnvperf_host.so");
+        assert_eq!(place(wanted, &other), None);
+        assert!(place(Selection::Libraries, &other).is_some());
     }
 
     #[test]
