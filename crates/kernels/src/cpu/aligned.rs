@@ -1,0 +1,167 @@
+//! Memory on cache-line boundaries, and rows of numbers in it.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+use super::real::Real;
+
+/// Rows are as long as a multiple of this, with zeros behind the last value, so that a kernel may
+/// read and write whole vectors.
+pub(super) const PAD: usize = 16;
+
+/// A zeroed slice on a 64-byte boundary.
+pub(super) struct Aligned<T> {
+    start: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: it owns its memory, like a `Vec<T>`.
+unsafe impl<T: Send> Send for Aligned<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Aligned<T> {}
+
+impl<T: Real> Aligned<T> {
+    const LINE: usize = 64;
+
+    pub(super) fn zeroed(len: usize) -> Self {
+        let layout = Self::layout(len);
+        // SAFETY: the layout is of non-zero size; all-zero bits are the number 0.
+        let start = unsafe { alloc_zeroed(layout) }.cast();
+        let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
+        Self { start, len }
+    }
+
+    /// The address, for kernels that several threads run: whoever writes there answers for nobody
+    /// else's having a reference to the same values.
+    pub(super) fn address(&self) -> *mut T {
+        self.start.as_ptr()
+    }
+
+    fn layout(len: usize) -> Layout {
+        let bytes = len.checked_mul(size_of::<T>()).map_or(usize::MAX, |b| b.max(Self::LINE));
+        let layout = Layout::from_size_align(bytes, Self::LINE).ok();
+        assert!(layout.is_some(), "{len} values are more than the address space holds");
+        layout.unwrap_or_else(Layout::new::<T>)
+    }
+}
+
+impl<T> Drop for Aligned<T> {
+    fn drop(&mut self) {
+        let bytes = (self.len * size_of::<T>()).max(64);
+        if let Ok(layout) = Layout::from_size_align(bytes, 64) {
+            // SAFETY: `zeroed` allocated it with this layout.
+            unsafe { dealloc(self.start.as_ptr().cast(), layout) };
+        }
+    }
+}
+
+impl<T> Deref for Aligned<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: `len` values live there as long as `self` does.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and `self` is borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+/// A matrix of activations, `[rows, width]`: each row starts on a cache line and has zeros behind
+/// its last value.
+pub struct Rows<T> {
+    values: Aligned<T>,
+    count: usize,
+    width: usize,
+}
+
+impl<T: Real> Rows<T> {
+    /// `rows` rows of `width` zeros.
+    pub fn new(rows: usize, width: usize) -> Self {
+        Self { values: Aligned::zeroed(rows * width.next_multiple_of(PAD)), count: rows, width }
+    }
+
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        self.count
+    }
+
+    /// Values of a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Row `r`.
+    ///
+    /// # Panics
+    /// Where there is no such row.
+    pub fn row(&self, r: usize) -> &[T] {
+        &self.values[r * self.stride()..][..self.width]
+    }
+
+    /// Row `r`, to write to.
+    ///
+    /// # Panics
+    /// Where there is no such row.
+    pub fn row_mut(&mut self, r: usize) -> &mut [T] {
+        let (stride, width) = (self.stride(), self.width);
+        &mut self.values[r * stride..][..width]
+    }
+
+    /// From the start of one row to that of the next.
+    pub(super) fn stride(&self) -> usize {
+        self.width.next_multiple_of(PAD)
+    }
+
+    pub(super) fn view(&self) -> View<T> {
+        View { start: self.values.address(), stride: self.stride() }
+    }
+}
+
+/// Where rows of numbers start and how far apart they are: what a kernel works on.
+///
+/// Threads of one team share such views; which thread writes which columns is the kernel's affair.
+pub(super) struct View<T> {
+    pub(super) start: *mut T,
+    pub(super) stride: usize,
+}
+
+impl<T> Clone for View<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for View<T> {}
+
+// SAFETY: a view is only an address; every access through it is an unsafe block that says why no
+// other thread touches the same place between two barriers.
+unsafe impl<T: Send> Send for View<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for View<T> {}
+
+impl<T> View<T> {
+    /// The start of row `r`.
+    ///
+    /// # Safety
+    /// The row is inside the memory that the view was made from.
+    #[inline(always)]
+    pub(super) unsafe fn row(self, r: usize) -> *mut T {
+        // SAFETY: the caller's promise.
+        unsafe { self.start.add(r * self.stride) }
+    }
+
+    /// The view from row `r` on.
+    ///
+    /// # Safety
+    /// As for [`View::row`].
+    #[inline(always)]
+    pub(super) unsafe fn skip(self, r: usize) -> Self {
+        // SAFETY: the caller's promise.
+        Self { start: unsafe { self.row(r) }, stride: self.stride }
+    }
+}

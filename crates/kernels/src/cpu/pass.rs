@@ -1,0 +1,230 @@
+//! One pass of a few rows through a trunk and some heads: the unit of decoding.
+
+use super::aligned::{Rows, View};
+use super::block::{BlockCall, BlockShape, BlockWeights, Scratch};
+use super::cache::BlockCache;
+use super::linear::PackedLinear;
+use super::logits::argmax;
+use super::norm::RmsNorm;
+use super::real::Real;
+use super::rotary::RotaryTable;
+use super::team::{Team, Worker};
+
+/// Blocks and their caches, one each.
+pub struct Blocks<'p, T> {
+    /// The packed blocks.
+    pub weights: &'p [BlockWeights<T>],
+    /// The cache of each.
+    pub caches: &'p mut [BlockCache<T>],
+}
+
+impl<T: Real> Blocks<'_, T> {
+    fn check(&self, rows: usize, scratch: &Scratch<T>, rotary: &RotaryTable<T>) {
+        assert_eq!(self.weights.len(), self.caches.len(), "each block needs one cache");
+        for (block, cache) in self.weights.iter().zip(self.caches.iter()) {
+            let shape = block.shape();
+            assert_eq!(shape, scratch.shape(), "the scratch space is made for another shape");
+            assert!(cache.fits(shape.kv_heads, shape.head_dim), "the cache has another shape");
+            assert!(
+                cache.len() + rows <= cache.capacity().min(rotary.positions()),
+                "{} positions and {rows} rows are more than the cache has room for",
+                cache.len()
+            );
+        }
+    }
+}
+
+/// The final norm and the unembedding, which all heads share.
+pub struct Unembedding<T> {
+    /// The norm before the product.
+    pub norm: RmsNorm<T>,
+    /// `[vocab, dim]`.
+    pub product: PackedLinear<T>,
+}
+
+/// What a workspace has room for.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Most rows of a pass.
+    pub rows: usize,
+    /// Most rows that come out of the heads of a pass, over all heads.
+    pub outputs: usize,
+    /// Positions, from the start of the text.
+    pub positions: usize,
+    /// Threads that share the work.
+    pub threads: usize,
+}
+
+/// The working space of passes: threads, rotary table and room for rows, all made once.
+pub struct Workspace<T> {
+    team: Team,
+    rotary: RotaryTable<T>,
+    scratch: Scratch<T>,
+    /// The rows that go in; after a pass what the trunk made of them.
+    x: Rows<T>,
+    /// What the heads made of them, one head's rows after the other's.
+    y: Rows<T>,
+    /// The logits of each row of `y`.
+    logits: Rows<T>,
+    best: Vec<u32>,
+}
+
+/// What a pass does.
+pub struct Pass<'p, T> {
+    /// New rows, which are in [`Workspace::input`].
+    pub rows: usize,
+    /// Blocks that the rows go through one after the other.
+    pub trunk: Blocks<'p, T>,
+    /// Blocks that each read what comes out of the trunk.
+    pub heads: Blocks<'p, T>,
+    /// How many of the last rows go through the heads the whole way, up to the logits. The rows
+    /// before only leave their keys and values.
+    pub outputs: usize,
+    /// What makes logits of the heads' outputs.
+    pub unembedding: &'p Unembedding<T>,
+}
+
+impl<T: Real> Workspace<T> {
+    /// Room for models of this shape, vocabulary and rotary base.
+    pub fn new(shape: &BlockShape, vocab: usize, theta: f64, room: Room) -> Self {
+        let team = Team::new(room.threads);
+        let rows = room.rows.max(room.outputs);
+        Self {
+            rotary: RotaryTable::new(shape.head_dim, theta, room.positions),
+            scratch: Scratch::new(shape, rows, room.positions, team.threads()),
+            x: Rows::new(room.rows, shape.dim),
+            y: Rows::new(room.outputs, shape.dim),
+            logits: Rows::new(room.outputs, vocab),
+            best: vec![0; room.outputs],
+            team,
+        }
+    }
+
+    /// Row `r` of what goes into the next pass.
+    ///
+    /// # Panics
+    /// Where there is no room for such a row.
+    pub fn input(&mut self, r: usize) -> &mut [T] {
+        self.x.row_mut(r)
+    }
+
+    /// Row `r` of what the trunk made of the last pass's input.
+    ///
+    /// # Panics
+    /// Where there is no room for such a row.
+    pub fn hidden(&self, r: usize) -> &[T] {
+        self.x.row(r)
+    }
+
+    /// The logits of output row `r` of the last pass: head i's row j of m is row i · m + j.
+    ///
+    /// # Panics
+    /// Where there is no room for such a row.
+    pub fn logits(&self, r: usize) -> &[T] {
+        self.logits.row(r)
+    }
+
+    /// Most rows of a pass.
+    pub fn most_rows(&self) -> usize {
+        self.x.rows()
+    }
+
+    /// Runs a pass and returns the token of the largest logit for each output row.
+    ///
+    /// A row's results have the same bits whatever other rows are in the pass.
+    ///
+    /// # Panics
+    /// Where the workspace has no room for the pass or its parts do not fit each other.
+    pub fn run(&mut self, pass: Pass<'_, T>) -> &[u32] {
+        let outputs = self.check(&pass);
+        let Pass { rows, trunk, heads, unembedding, .. } = pass;
+        let (scratch, x, y, logits) =
+            (self.scratch.view(), self.x.view(), self.y.view(), self.logits.view());
+        let (rotary, best) = (&self.rotary, BestView(self.best.as_mut_ptr()));
+        let (trunk_caches, head_caches) = (&*trunk.caches, &*heads.caches);
+        self.team.run(|worker| {
+            let call = |cache: &BlockCache<T>, y, outputs| BlockCall {
+                x,
+                y,
+                rows,
+                outputs,
+                cache: cache.view(),
+                rotary,
+                scratch,
+            };
+            // SAFETY: `check` found room for everything; `self` and the caches are borrowed alone,
+            // so they belong to the team for now; every worker runs these same lines.
+            unsafe {
+                for (block, cache) in trunk.weights.iter().zip(trunk_caches) {
+                    block.part(worker, &call(cache, x, rows));
+                    worker.barrier();
+                }
+                for (i, (block, cache)) in heads.weights.iter().zip(head_caches).enumerate() {
+                    block.part(worker, &call(cache, y.skip(i * pass.outputs), pass.outputs));
+                }
+                worker.barrier();
+                if outputs > 0 {
+                    let normed = scratch.normed(worker);
+                    unembedding.norm.rows(y, normed, outputs);
+                    unembedding.product.apply_part(worker, normed, logits, outputs);
+                    worker.barrier();
+                    best.fill(worker, logits, unembedding.product.outputs(), outputs);
+                }
+            }
+        });
+        for cache in trunk.caches.iter_mut().chain(heads.caches) {
+            cache.grow(rows);
+        }
+        &self.best[..outputs]
+    }
+
+    /// Refuses what would reach beyond a buffer; returns the number of output rows.
+    fn check(&self, pass: &Pass<'_, T>) -> usize {
+        let outputs = pass.outputs * pass.heads.weights.len();
+        let caches = pass.trunk.caches.iter().chain(pass.heads.caches.iter());
+        let positions = caches.map(|c| c.len() + pass.rows).max().unwrap_or(0);
+        assert!(
+            pass.rows <= self.x.rows()
+                && pass.outputs <= pass.rows
+                && outputs <= self.y.rows()
+                && self.scratch.fits(pass.rows.max(outputs), positions, self.team.threads()),
+            "the workspace has no room for {} rows, {outputs} outputs, {positions} positions",
+            pass.rows
+        );
+        pass.trunk.check(pass.rows, &self.scratch, &self.rotary);
+        pass.heads.check(pass.rows, &self.scratch, &self.rotary);
+        let Unembedding { norm, product } = pass.unembedding;
+        assert_eq!(
+            (norm.width(), product.inputs(), product.outputs()),
+            (self.x.width(), self.x.width(), self.logits.width()),
+            "the unembedding has another shape"
+        );
+        outputs
+    }
+}
+
+/// Where the best tokens go.
+#[derive(Clone, Copy)]
+struct BestView(*mut u32);
+
+// SAFETY: an address; see `fill`.
+unsafe impl Send for BestView {}
+// SAFETY: as above.
+unsafe impl Sync for BestView {}
+
+impl BestView {
+    /// Writes the best token of this worker's share of the rows.
+    ///
+    /// # Safety
+    /// There are `rows` rows of `vocab` logits, finished before the last barrier, and as many
+    /// places here.
+    unsafe fn fill<T: Real>(self, worker: &Worker<'_>, logits: View<T>, vocab: usize, rows: usize) {
+        for r in worker.share(rows) {
+            // SAFETY: the caller's promise; each row is one worker's.
+            unsafe {
+                let row = std::slice::from_raw_parts(logits.row(r), vocab);
+                *self.0.add(r) = argmax(row) as u32;
+            }
+        }
+    }
+}

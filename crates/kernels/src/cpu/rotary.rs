@@ -1,0 +1,99 @@
+//! Rotary positions: the two halves of a head are turned against each other.
+
+use super::aligned::{Aligned, View};
+use super::dispatch::{Isa, Kernel};
+use super::real::Real;
+use super::simd::Simd;
+
+/// cos(p ωᵢ) and sin(p ωᵢ) for every position p, with ωᵢ = θ^(−2i/d) and i below d/2 for heads of
+/// d dimensions, computed in float64 and rounded once.
+pub struct RotaryTable<T> {
+    /// `[positions, 2, head_dim / 2]`: cosines, then sines.
+    angles: Aligned<T>,
+    half: usize,
+    positions: usize,
+}
+
+impl<T: Real> RotaryTable<T> {
+    /// A table for heads of `head_dim` dimensions.
+    ///
+    /// # Panics
+    /// Where `head_dim` is odd.
+    pub fn new(head_dim: usize, theta: f64, positions: usize) -> Self {
+        assert_eq!(head_dim % 2, 0, "heads of {head_dim} dimensions have no two halves");
+        let half = head_dim / 2;
+        let mut angles = Aligned::zeroed(positions * head_dim);
+        for (p, line) in angles.chunks_exact_mut(head_dim.max(1)).enumerate() {
+            let (cosines, sines) = line.split_at_mut(half);
+            for (i, (cos, sin)) in cosines.iter_mut().zip(sines).enumerate() {
+                let angle = p as f64 * theta.powf(-2.0 * i as f64 / head_dim as f64);
+                (*cos, *sin) = (T::from_f64(angle.cos()), T::from_f64(angle.sin()));
+            }
+        }
+        Self { angles, half, positions }
+    }
+
+    /// How many positions the table has.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// Dimensions of a head.
+    pub fn head_dim(&self) -> usize {
+        2 * self.half
+    }
+
+    /// Turns heads `first..last` of each row in place, row r by the angles of position
+    /// `start` + r, and multiplies them by `factor`.
+    ///
+    /// # Safety
+    /// `x` has `rows` rows of `last` heads, the table has their positions, and nobody else touches
+    /// those heads meanwhile.
+    pub(super) unsafe fn turn(&self, isa: Isa, turn: Turn<T>) {
+        debug_assert!(turn.start + turn.rows <= self.positions);
+        T::dispatch(isa, Turning { table: self, turn });
+    }
+}
+
+/// What [`RotaryTable::turn`] turns.
+pub(super) struct Turn<T> {
+    pub(super) x: View<T>,
+    pub(super) rows: usize,
+    pub(super) start: usize,
+    pub(super) heads: (usize, usize),
+    pub(super) factor: T,
+}
+
+struct Turning<'t, T> {
+    table: &'t RotaryTable<T>,
+    turn: Turn<T>,
+}
+
+impl<T: Real> Kernel<T> for Turning<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<T = T>>(self, _s: S) {
+        let Turn { x, rows, start, heads, factor } = self.turn;
+        let half = self.table.half;
+        for r in 0..rows {
+            let line = &self.table.angles[(start + r) * 2 * half..][..2 * half];
+            let (cosines, sines) = line.split_at(half);
+            for head in heads.0..heads.1 {
+                // SAFETY: the caller's promise: row r has this head.
+                let (first, second) = unsafe {
+                    let at = x.row(r).add(head * 2 * half);
+                    (
+                        std::slice::from_raw_parts_mut(at, half),
+                        std::slice::from_raw_parts_mut(at.add(half), half),
+                    )
+                };
+                for i in 0..half {
+                    let (a, b) = (first[i], second[i]);
+                    first[i] = (a * cosines[i] - b * sines[i]) * factor;
+                    second[i] = (b * cosines[i] + a * sines[i]) * factor;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The one inner loop behind every product: a few rows times a few vectors, held in registers.
+
+use super::simd::Simd;
+
+/// The sums of a tile: `R` rows of `C` vectors.
+pub(super) type Sums<S, const R: usize, const C: usize> = [[<S as Simd>::V; C]; R];
+
+/// Adds to `sums[r][c]`, for i = 0, 1, …, `depth` − 1 in this order, `x[r][i] · w[c][i · step ..]`.
+///
+/// A sum is one chain of multiply-adds over i whatever `R` and `C` are: this is why a row's result
+/// has the same bits alone and among others. `ahead` values past the ones in use are prefetched.
+///
+/// # Safety
+/// `depth` values are readable at each `x[r]`, and a vector at each `w[c] + i · step`.
+#[inline(always)]
+pub(super) unsafe fn tile<S: Simd, const R: usize, const C: usize>(
+    s: S,
+    depth: usize,
+    x: [*const S::T; R],
+    w: [*const S::T; C],
+    step: usize,
+    ahead: usize,
+    sums: &mut Sums<S, R, C>,
+) {
+    for i in 0..depth {
+        // SAFETY: i < depth, so the caller's promise covers each read.
+        unsafe {
+            let mut v = [s.zero(); C];
+            for c in 0..C {
+                let at = w[c].add(i * step);
+                v[c] = s.load(at);
+                if ahead > 0 {
+                    s.prefetch(at.wrapping_add(ahead));
+                }
+            }
+            for r in 0..R {
+                let xi = s.splat(*x[r].add(i));
+                for c in 0..C {
+                    sums[r][c] = s.fma(xi, v[c], sums[r][c]);
+                }
+            }
+        }
+    }
+}
+
+/// How many of `rows` rows the next tile takes: all where they fit, else shares as equal as can be.
+#[inline(always)]
+pub(super) fn tile_rows<S: Simd>(rows: usize) -> usize {
+    let most = S::WIDE_ROWS.max(S::NARROW_ROWS);
+    if rows <= most {
+        return rows;
+    }
+    let best = if S::WIDE_ROWS >= 4 { S::WIDE_ROWS } else { S::NARROW_ROWS };
+    rows.div_ceil(rows.div_ceil(best))
+}
+
+/// Calls `$body` with the constant `$R` set to the run-time number `$rows` (1 to 8).
+macro_rules! with_rows {
+    ($rows:expr, $R:ident => $body:expr) => {
+        match $rows {
+            1 => {
+                const $R: usize = 1;
+                $body
+            }
+            2 => {
+                const $R: usize = 2;
+                $body
+            }
+            3 => {
+                const $R: usize = 3;
+                $body
+            }
+            4 => {
+                const $R: usize = 4;
+                $body
+            }
+            5 => {
+                const $R: usize = 5;
+                $body
+            }
+            6 => {
+                const $R: usize = 6;
+                $body
+            }
+            7 => {
+                const $R: usize = 7;
+                $body
+            }
+            _ => {
+                const $R: usize = 8;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_rows;
