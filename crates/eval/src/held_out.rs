@@ -1,0 +1,156 @@
+//! Tokens per forward on held-out text, for every number of heads from one forward pass.
+
+use foretoken_heads::MultiTokenModel;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use crate::{Error, Result, Walk, walk};
+
+/// How [`held_out`] reads the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldOutOptions {
+    /// Positions in a window; each window starts with an empty context. At most the model's own.
+    pub window: usize,
+    /// Windows in one forward pass; changes the memory needed, not the result.
+    pub batch: usize,
+}
+
+impl HeldOutOptions {
+    /// Windows as long as the model's context, a batch of about two thousand positions.
+    pub fn for_model(model: &MultiTokenModel) -> Self {
+        let window = model.config().architecture.context.max(1);
+        Self { window, batch: (2048 / window).max(1) }
+    }
+}
+
+/// What decoding would be worth on a held-out text, for each number of heads used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldOut {
+    /// The walks with k = 1, 2, … heads, in this order.
+    walks: Vec<Walk>,
+}
+
+impl HeldOut {
+    /// The walk with `heads_used` heads, if the model has as many.
+    pub fn walk(&self, heads_used: usize) -> Option<&Walk> {
+        self.walks.get(heads_used.checked_sub(1)?)
+    }
+
+    /// The walks with k = 1, 2, … heads, in this order.
+    pub fn walks(&self) -> &[Walk] {
+        &self.walks
+    }
+}
+
+/// Walks `tokens` as if they were the model's output, with every number of its heads.
+///
+/// The text is cut into windows. One teacher-forced pass over each gives every head's best token
+/// at every position; those are the drafts that [`walk`] checks against the text.
+///
+/// # Errors
+///
+/// When an option is 0, when the text is too short to check one draft of the farthest head, when
+/// a token is outside of the vocabulary, or when the model fails.
+pub fn held_out(
+    model: &MultiTokenModel,
+    tokens: &[u32],
+    options: &HeldOutOptions,
+) -> Result<HeldOut> {
+    let heads = model.config().heads.count;
+    let windows = windows(tokens.len(), heads, options)?;
+    check_vocabulary(tokens, model.config().architecture.vocab)?;
+    let mut walks: Vec<Walk> = (1..=heads).map(Walk::new).collect();
+    for batch in windows.chunk_by(|a, b| a.positions == b.positions) {
+        for rows in batch.chunks(options.batch) {
+            for (row, drafts) in rows.iter().zip(drafts(model, tokens, rows)?) {
+                let text = &tokens[row.start..row.start + row.positions + heads];
+                for (sum, heads_used) in walks.iter_mut().zip(1..) {
+                    sum.merge(&walk(text, &drafts, heads_used)?);
+                }
+            }
+        }
+    }
+    Ok(HeldOut { walks })
+}
+
+/// Where a window starts and how many positions it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Window {
+    start: usize,
+    positions: usize,
+}
+
+/// Windows side by side over the text, the last one shorter; `heads` tokens stay behind it.
+fn windows(tokens: usize, heads: usize, options: &HeldOutOptions) -> Result<Vec<Window>> {
+    for (option, value) in [("window", options.window), ("batch", options.batch)] {
+        if value == 0 {
+            return Err(Error::Zero { option });
+        }
+    }
+    if tokens <= heads {
+        return Err(Error::TextTooShort { needed: heads + 1, found: tokens });
+    }
+    let end = tokens - heads;
+    Ok((0..end)
+        .step_by(options.window)
+        .map(|start| Window { start, positions: options.window.min(end - start) })
+        .collect())
+}
+
+/// Every head's best token at every position: `[row][head][position]`.
+fn drafts(model: &MultiTokenModel, tokens: &[u32], rows: &[Window]) -> Result<Vec<Vec<Vec<u32>>>> {
+    let positions = rows[0].positions;
+    let inputs: Vec<i64> = rows
+        .iter()
+        .flat_map(|row| &tokens[row.start..row.start + positions])
+        .map(|&token| i64::from(token))
+        .collect();
+    let shape = [rows.len() as i64, positions as i64];
+    let inputs = Tensor::f_from_slice(&inputs)?.f_view(shape)?.f_to_device(model.device())?;
+    let mut drafts = vec![Vec::new(); rows.len()];
+    tch::no_grad(|| {
+        let hidden = model.hidden(&inputs)?;
+        for head in 0..model.config().heads.count {
+            let best = model.logits(head, &hidden)?.f_argmax(-1, false)?;
+            let best = best.f_to_device(Device::Cpu)?.f_view([-1])?;
+            let best = Vec::<i64>::try_from(best)?;
+            for (row, best) in drafts.iter_mut().zip(best.chunks(positions)) {
+                row.push(best.iter().map(|&token| token as u32).collect());
+            }
+        }
+        Ok(drafts)
+    })
+}
+
+fn check_vocabulary(tokens: &[u32], vocab: usize) -> Result<()> {
+    match tokens.iter().find(|&&token| token as usize >= vocab) {
+        Some(&token) => Err(Error::OutsideVocabulary { token, vocab }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPTIONS: HeldOutOptions = HeldOutOptions { window: 4, batch: 2 };
+
+    #[test]
+    fn windows_cover_the_text_side_by_side() {
+        let windows = windows(12, 2, &OPTIONS).unwrap();
+        let spans: Vec<_> = windows.iter().map(|w| (w.start, w.positions)).collect();
+        assert_eq!(spans, [(0, 4), (4, 4), (8, 2)]);
+    }
+
+    #[test]
+    fn a_text_without_room_for_a_draft_is_refused() {
+        assert!(windows(2, 2, &OPTIONS).is_err());
+        assert_eq!(windows(3, 2, &OPTIONS).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_token_outside_of_the_vocabulary_is_named() {
+        let error = check_vocabulary(&[1, 264, 2], 264).unwrap_err();
+        assert!(error.to_string().contains("264"));
+    }
+}
