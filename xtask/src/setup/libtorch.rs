@@ -71,9 +71,12 @@ impl Libtorch {
         }
     }
 
-    /// What `LD_LIBRARY_PATH` needs, because the repository's rpath knows the fetched libtorch only.
+    /// What `LD_LIBRARY_PATH` needs: the repository's rpath knows the fetched libtorch only, and that
+    /// only from binaries in `target/`.
     pub(crate) fn search_path(&self) -> Option<PathBuf> {
-        (!matches!(self, Self::Fetched(_))).then(|| self.libraries())
+        let reached =
+            matches!(self, Self::Fetched(_)) && std::env::var_os("CARGO_TARGET_DIR").is_none();
+        (!reached).then(|| self.libraries())
     }
 
     /// Lets a program that we start find the libraries.
@@ -141,9 +144,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_foreign_libtorch_needs_a_search_path() {
-        assert_eq!(Libtorch::Fetched("/a".into()).search_path(), None);
+    fn a_foreign_libtorch_needs_a_search_path() {
         assert_eq!(Libtorch::Python("/p/torch".into()).search_path(), Some("/p/torch/lib".into()));
+        assert_eq!(Libtorch::Fetched("/a".into()).libraries(), Path::new("/a/lib"));
     }
 
     #[test]
