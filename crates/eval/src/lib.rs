@@ -2,7 +2,7 @@
 //!
 //! # Overview
 //!
-//! Three questions, one module each, and two small helpers:
+//! Three questions, one module each, and small helpers:
 //!
 //! - [`head_losses`]: how well does each head predict? Mean nats a token over seeded windows of a
 //!   shard, so that models with different numbers of heads are scored on the same windows.
@@ -12,6 +12,7 @@
 //!   [`HeldOut`], which holds a [`Walk`] for k = 1 … n.
 //! - [`compare`]: are two generations the same? If not, a [`Comparison`] says where they part and
 //!   whether that was a near tie of the two best logits.
+//! - [`seeded_starts`]: places for windows and prompts, spread over a text.
 //! - [`distinct_ngrams`] and [`distinct_8grams`]: how much of a generated text is loops?
 //!
 //! The walk is pure: it knows tokens and drafts, no model.
@@ -42,6 +43,7 @@ mod diversity;
 mod error;
 mod held_out;
 mod losses;
+mod starts;
 mod walk;
 
 pub use compare::{Comparison, NEAR_TIE, compare};
@@ -49,4 +51,5 @@ pub use diversity::{distinct_8grams, distinct_ngrams};
 pub use error::{Error, Result};
 pub use held_out::{HeldOut, HeldOutOptions, held_out};
 pub use losses::{LossOptions, head_losses};
+pub use starts::seeded_starts;
 pub use walk::{Walk, walk};

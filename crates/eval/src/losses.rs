@@ -5,7 +5,7 @@ use foretoken_heads::MultiTokenModel;
 use foretoken_loss::MultiTokenLoss;
 use tch::Tensor;
 
-use crate::{Error, Result};
+use crate::{Error, Result, seeded_starts};
 
 /// Room kept behind every window for the farthest head's target, whatever the number of heads:
 /// models with 1 and with 8 heads are scored on the same windows.
@@ -69,21 +69,9 @@ fn window_starts(tokens: usize, heads: usize, options: &LossOptions) -> Result<V
         }
     }
     let needed = options.sequence + heads;
-    if tokens < needed {
-        return Err(Error::TextTooShort { needed, found: tokens });
-    }
-    let room = tokens.saturating_sub(options.sequence + heads.max(RESERVED)) as u64;
-    let mut state = options.seed;
-    Ok((0..options.windows).map(|_| (split_mix(&mut state) % (room + 1)) as usize).collect())
-}
-
-/// `SplitMix64` (Steele, Lea and Flood 2014): one well-mixed number a call.
-fn split_mix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    let reserved = options.sequence + heads.max(RESERVED);
+    let length = if tokens < reserved { needed } else { reserved };
+    seeded_starts(tokens, options.windows, length, options.seed)
 }
 
 #[cfg(test)]
