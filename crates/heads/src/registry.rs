@@ -29,9 +29,8 @@ impl Default for Registry {
 impl Registry {
     /// The types of this crate: a new one is a line here.
     pub fn stock() -> Self {
-        Self { entries: BTreeMap::new() }.with(BlockHead::KIND, 1, |sizes, init| {
-            Ok(Box::new(BlockHead::new(sizes, init)?))
-        })
+        Self { entries: BTreeMap::new() }
+            .with(BlockHead::KIND, 1, |sizes, init| Ok(Box::new(BlockHead::new(sizes, init)?)))
     }
 
     /// Adds a type from outside. `layers`: how many stock layers one such head stands for; each

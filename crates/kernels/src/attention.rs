@@ -199,8 +199,8 @@ pub fn cached_attention(
     let [q, k, v] = shape.split(qkv)?;
     let (q, k) = (rotary.apply(&q, start)?, rotary.apply(&k, start)?);
     let (keys, values) = cache.append(&k, &v)?;
-    let scores = q.f_matmul(&shape.repeat(&keys)?.f_transpose(-1, -2)?)?
-        / (shape.head_dim as f64).sqrt();
+    let scores =
+        q.f_matmul(&shape.repeat(&keys)?.f_transpose(-1, -2)?)? / (shape.head_dim as f64).sqrt();
     let scores = if new == 1 {
         scores
     } else {

@@ -55,8 +55,7 @@ pub fn linear_cross_entropy(hidden: &Tensor, weight: &Tensor, targets: &Tensor) 
             });
         }
     }
-    let wants_gradient =
-        recording() && (hidden.requires_grad() || weight.requires_grad());
+    let wants_gradient = recording() && (hidden.requires_grad() || weight.requires_grad());
     let pass = Pass { vocab, scale: 1.0 / count.max(1) as f64, wants_gradient };
     let (hidden_value, weight_value) = (hidden.detach(), weight.detach());
     let (loss, dhidden, dweight) =
@@ -117,18 +116,14 @@ impl Pass {
     fn softmax(&self, mut logits: Tensor, targets: &Tensor) -> Result<(Tensor, Tensor)> {
         if !fusable(&[&logits]) {
             let log_probabilities = logits.f_log_softmax(-1, accumulator(logits.kind()))?;
-            let loss = log_probabilities.f_nll_loss::<Tensor>(
-                targets,
-                None,
-                Reduction::Sum,
-                IGNORED,
-            )?;
+            let loss =
+                log_probabilities.f_nll_loss::<Tensor>(targets, None, Reduction::Sum, IGNORED)?;
             let counted = targets.f_ne(IGNORED)?.f_unsqueeze(1)?;
             let safe = targets.f_clamp_min(0)?.f_unsqueeze(1)?;
-            let ones = Tensor::f_ones([safe.size()[0], 1], (log_probabilities.kind(), logits.device()))?;
-            let gradient = log_probabilities.exp().f_scatter_add(1, &safe, &-ones)?
-                * counted
-                * self.scale;
+            let ones =
+                Tensor::f_ones([safe.size()[0], 1], (log_probabilities.kind(), logits.device()))?;
+            let gradient =
+                log_probabilities.exp().f_scatter_add(1, &safe, &-ones)? * counted * self.scale;
             return Ok((loss, gradient.f_to_kind(logits.kind())?));
         }
         let width = self.vocab as usize;

@@ -66,10 +66,8 @@ fn rms_norm_gradient(x: &Tensor, weight: &Tensor, scales: &[f32], dy: &Tensor) -
     let mut partial = vec![0f32; TASKS * width];
     {
         let (x, w, dy) = (floats(x), floats(weight), floats(&dy));
-        let (dx, partial) = (
-            SharedRows::new(floats_mut(&mut dx), width),
-            SharedRows::new(&mut partial, width),
-        );
+        let (dx, partial) =
+            (SharedRows::new(floats_mut(&mut dx), width), SharedRows::new(&mut partial, width));
         for_row_ranges(scales.len(), width, |task, range| {
             let (dx, dweight) = (dx.range(&range), partial.range(&(task..task + 1)));
             for (i, row) in range.enumerate() {

@@ -66,8 +66,10 @@ pub(crate) fn exp(x: f32) -> f32 {
         p = p * r + c;
     }
     let scale = f32::from_bits(
-        (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32).wrapping_add(127).wrapping_shl(23)
-            as u32,
+        (shifted.to_bits() as i32)
+            .wrapping_sub(ROUND.to_bits() as i32)
+            .wrapping_add(127)
+            .wrapping_shl(23) as u32,
     );
     p * scale
 }

@@ -2,9 +2,7 @@
 
 use crate::{Error, Result};
 use foretoken_heads::MultiTokenModel;
-use foretoken_kernels::{
-    backward_from, linear_cross_entropy, linear_cross_entropy_reference,
-};
+use foretoken_kernels::{backward_from, linear_cross_entropy, linear_cross_entropy_reference};
 use tch::{Kind, Tensor, no_grad};
 
 /// The multi-token objective: a weight for every head.

@@ -85,8 +85,10 @@ impl Architecture {
             }
         }
         if self.head_dim == 0 && !self.dim.is_multiple_of(self.attention_heads) {
-            let problem =
-                format!("{} is not divisible by attention_heads = {}", self.dim, self.attention_heads);
+            let problem = format!(
+                "{} is not divisible by attention_heads = {}",
+                self.dim, self.attention_heads
+            );
             return Err(Error::config("dim", problem));
         }
         if !self.head_width().is_multiple_of(2) {
@@ -166,7 +168,8 @@ impl Architecture {
         {
             return Err(Error::format(path, "scaled rotary positions are not supported yet"));
         }
-        let theta = config.get("rope_theta").or_else(|| rope.and_then(|rope| rope.get("rope_theta")));
+        let theta =
+            config.get("rope_theta").or_else(|| rope.and_then(|rope| rope.get("rope_theta")));
         let attention_heads = size("num_attention_heads")?;
         let sizes = Self {
             vocab: size("vocab_size")?,

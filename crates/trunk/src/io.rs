@@ -23,10 +23,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// As [`write_atomically`].
-pub fn replace_file(
-    path: &Path,
-    write: impl FnOnce(&Path) -> std::io::Result<()>,
-) -> Result<()> {
+pub fn replace_file(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
     let attempt = || {
@@ -198,7 +195,8 @@ impl WeightReader {
         for (name, mut view) in parameter.named()? {
             let tensor = self.take_any(&name)?;
             if tensor.size() != view.size() {
-                let problem = format!("expected shape {:?}, found {:?}", view.size(), tensor.size());
+                let problem =
+                    format!("expected shape {:?}, found {:?}", view.size(), tensor.size());
                 return Err(tensor_error(&self.maps[0].0, &name, problem));
             }
             view.f_copy_(&tensor)?;
@@ -232,7 +230,11 @@ impl WeightReader {
         let tensors = parse(path, map)?;
         let view = tensors.tensor(name).map_err(|e| Error::format(path, e.to_string()))?;
         to_tensor(&view).ok_or_else(|| {
-            tensor_error(path, name, format!("the number format {:?} is not supported", view.dtype()))
+            tensor_error(
+                path,
+                name,
+                format!("the number format {:?} is not supported", view.dtype()),
+            )
         })
     }
 }

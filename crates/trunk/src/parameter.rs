@@ -46,7 +46,8 @@ impl Parameter {
         role: Role,
         parts: impl IntoIterator<Item = (S, i64)>,
     ) -> Self {
-        let parts = parts.into_iter().map(|(name, rows)| Part { name: name.into(), rows }).collect();
+        let parts =
+            parts.into_iter().map(|(name, rows)| Part { name: name.into(), rows }).collect();
         Self { tensor: tensor.shallow_clone(), role, parts }
     }
 

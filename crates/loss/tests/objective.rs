@@ -1,0 +1,133 @@
+//! The objective against its definition: one head at a time and all at once, values and gradients.
+
+use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
+use foretoken_loss::MultiTokenLoss;
+use foretoken_trunk::Architecture;
+use proptest::prelude::*;
+use tch::{Device, Kind, Tensor, no_grad};
+
+fn model(layers: usize, heads: usize, kv_heads: usize, kind: Kind, seed: i64) -> MultiTokenModel {
+    let architecture = Architecture {
+        vocab: 40,
+        dim: 24,
+        layers,
+        attention_heads: 4,
+        kv_heads,
+        ffn: 40,
+        context: 32,
+        ..Architecture::default()
+    };
+    let heads = HeadsConfig { kind: "block".into(), count: heads };
+    let config = ModelConfig { architecture, heads, end_of_text: None };
+    MultiTokenModel::new(&config, kind, Device::Cpu, seed).unwrap()
+}
+
+fn tokens(rows: i64, columns: i64) -> Tensor {
+    Tensor::randint(40, [rows, columns], (Kind::Int64, Device::Cpu))
+}
+
+fn take_gradients(model: &MultiTokenModel) -> Vec<Tensor> {
+    let parameters = model.parameters();
+    parameters
+        .iter()
+        .map(|p| {
+            let mut gradient = p.tensor.grad();
+            let copy = gradient.copy();
+            let _ = gradient.zero_();
+            copy
+        })
+        .collect()
+}
+
+fn largest_relative_difference(a: &[Tensor], b: &[Tensor]) -> f64 {
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| {
+            let wide = b.to_kind(Kind::Double);
+            let difference = (a.to_kind(Kind::Double) - &wide).abs().max().double_value(&[]);
+            difference / (1e-3 + wide.abs().max().double_value(&[]))
+        })
+        .fold(0.0, f64::max)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn heads_backward_one_by_one_equals_all_at_once(
+        extra in 1usize..4, heads in 1usize..5, kv in prop::sample::select(vec![1usize, 2, 4]),
+        rows in 1i64..4, seq in 1i64..12, seed in 0i64..1000, double: bool,
+    ) {
+        let (kind, bound) = if double { (Kind::Double, 1e-10) } else { (Kind::Float, 2e-4) };
+        let model = model(heads + extra, heads, kv, kind, seed);
+        let tokens = tokens(rows, seq + heads as i64);
+        let weights: Vec<f64> = (0..heads).map(|i| 1.0 - 0.2 * i as f64).collect();
+        let loss = MultiTokenLoss::weighted(weights.clone());
+        let losses = loss.backward(&model, &tokens).unwrap().to_vec().unwrap();
+        let one_by_one = take_gradients(&model);
+        let total = loss.all_at_once(&model, &tokens).unwrap();
+        total.backward();
+        let at_once = take_gradients(&model);
+        let sum: f64 = losses.iter().zip(&weights).map(|(l, w)| l * w).sum();
+        prop_assert!((sum - total.double_value(&[])).abs() < bound * 10.0);
+        let difference = largest_relative_difference(&one_by_one, &at_once);
+        prop_assert!(difference < bound, "gradients differ by {difference}");
+        let evaluated = loss.evaluate(&model, &tokens).unwrap().to_vec().unwrap();
+        prop_assert!(losses.iter().zip(&evaluated).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
+}
+
+#[test]
+fn the_gradient_is_that_of_finite_differences() {
+    let model = model(4, 2, 2, Kind::Double, 7);
+    let tokens = tokens(2, 8 + 2);
+    let loss = MultiTokenLoss::new(2);
+    loss.backward(&model, &tokens).unwrap();
+    let objective =
+        || loss.evaluate(&model, &tokens).unwrap().to_vec().unwrap().iter().sum::<f64>();
+    for parameter in model.parameters() {
+        let gradient = parameter.tensor.grad().view([-1]);
+        let flat = parameter.tensor.detach().view([-1]);
+        for element in [0, flat.numel() as i64 / 2, flat.numel() as i64 - 1] {
+            let step = 1e-5;
+            let move_by = |by: f64| no_grad(|| flat.get(element).f_add_scalar_(by).unwrap());
+            move_by(step);
+            let above = objective();
+            move_by(-2.0 * step);
+            let below = objective();
+            move_by(step);
+            let numeric = (above - below) / (2.0 * step);
+            let exact = gradient.double_value(&[element]);
+            let error = (numeric - exact).abs() / (1e-2 + exact.abs());
+            assert!(error < 1e-5, "{}: {numeric} against {exact}", parameter.parts[0].name);
+        }
+    }
+}
+
+#[test]
+fn head_i_is_scored_on_the_token_at_offset_i_plus_one() {
+    let model = model(5, 3, 4, Kind::Double, 3);
+    let tokens = tokens(2, 9 + 3);
+    let losses = MultiTokenLoss::new(3).evaluate(&model, &tokens).unwrap().to_vec().unwrap();
+    let hidden = model.hidden(&tokens.narrow(1, 0, 9)).unwrap();
+    for (head, loss) in losses.iter().enumerate() {
+        let probabilities = model.logits(head, &hidden).unwrap().log_softmax(-1, Kind::Double);
+        let mut expected = 0.0;
+        for row in 0..2 {
+            for t in 0..9 {
+                let target = tokens.int64_value(&[row, t + head as i64 + 1]);
+                expected -= probabilities.double_value(&[row, t, target]) / 18.0;
+            }
+        }
+        assert!((loss - expected).abs() < 1e-12, "head {head}: {loss} against {expected}");
+    }
+}
+
+#[test]
+fn a_batch_too_short_and_a_wrong_number_of_weights_are_refused() {
+    let model = model(4, 3, 4, Kind::Float, 0);
+    let short = MultiTokenLoss::new(3).backward(&model, &tokens(1, 3)).unwrap_err();
+    assert!(short.to_string().contains("at least 4"), "{short}");
+    let heads = MultiTokenLoss::new(2).backward(&model, &tokens(1, 9)).unwrap_err();
+    assert!(heads.to_string().contains("2 weights"), "{heads}");
+}
