@@ -1,0 +1,222 @@
+//! A training's state as a folder: the model's files and what a resume needs beside them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use foretoken_data::Tokenizer;
+use foretoken_heads::MultiTokenModel;
+use foretoken_trunk::io::{read_safetensors, write_atomically, write_safetensors};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::config::TrainConfig;
+use crate::folder::{is_partial, remove, replace_folder};
+use crate::{Error, Optimizer, recipe};
+
+const TRAINING: &str = "training.json";
+const OPTIMIZER: &str = "optimizer.safetensors";
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
+
+/// Version of `training.json`.
+const VERSION: u32 = 1;
+
+/// Checkpoints that are kept.
+const KEPT: usize = 3;
+
+/// Keys that may change when a training goes on.
+const FREE_KEYS: [&str; 2] = ["train.steps", "train.checkpoint_every"];
+
+/// `training.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TrainingState {
+    version: u32,
+    /// Steps done.
+    pub(crate) step: u64,
+    /// Steps in which the weights moved.
+    pub(crate) updates: u64,
+    /// Steps up to this one, in a row, in which they didn't.
+    pub(crate) skipped_in_a_row: u32,
+    /// Tokens seen.
+    pub(crate) tokens: u64,
+    /// Seconds of training.
+    pub(crate) seconds: f64,
+    /// SHA-256 of the corpus.
+    pub(crate) corpus_sha256: String,
+    /// The recipe.
+    pub(crate) config: TrainConfig,
+}
+
+impl TrainingState {
+    /// Before the first step.
+    pub(crate) fn new(config: &TrainConfig, corpus_sha256: &str) -> Self {
+        Self {
+            version: VERSION,
+            step: 0,
+            updates: 0,
+            skipped_in_a_row: 0,
+            tokens: 0,
+            seconds: 0.0,
+            corpus_sha256: corpus_sha256.to_owned(),
+            config: config.clone(),
+        }
+    }
+
+    /// Refuses to go on with another recipe or corpus than the checkpoint at `path` was made with.
+    fn check_same(&self, now: &Self, path: &Path) -> Result<(), Error> {
+        let changed = |key: &str, old: &str, new: &str| Error::Changed {
+            key: key.to_owned(),
+            old: old.to_owned(),
+            new: new.to_owned(),
+            path: path.to_owned(),
+        };
+        let (old, new) = (recipe::flatten(&self.config)?, recipe::flatten(&now.config)?);
+        let value = |flat: &[(String, String)], key: &str| {
+            let found = flat.iter().find(|(name, _)| name == key);
+            found.map_or("not set".to_owned(), |(_, value)| value.clone())
+        };
+        for (key, _) in old.iter().chain(&new) {
+            let (old, new) = (value(&old, key), value(&new, key));
+            if old != new && !FREE_KEYS.contains(&key.as_str()) {
+                return Err(changed(key, &old, &new));
+            }
+        }
+        if self.corpus_sha256 != now.corpus_sha256 {
+            let text = "the corpus with SHA-256 ";
+            let (old, new) = (&self.corpus_sha256, &now.corpus_sha256);
+            return Err(changed("data", &format!("{text}{old}"), &format!("{text}{new}")));
+        }
+        Ok(())
+    }
+}
+
+/// What a checkpoint gives back.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) state: TrainingState,
+    pub(crate) model: MultiTokenModel,
+    pub(crate) optimizer: Vec<(String, Tensor)>,
+}
+
+/// The checkpoints of a training, `step-N` each.
+#[derive(Debug)]
+pub(crate) struct Checkpoints {
+    folder: PathBuf,
+}
+
+impl Checkpoints {
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
+    /// Steps of all checkpoints, the newest first.
+    pub(crate) fn steps(&self) -> Result<Vec<u64>, Error> {
+        let mut steps: Vec<u64> = self
+            .names()?
+            .iter()
+            .filter_map(|name| name.strip_prefix("step-").and_then(|step| step.parse().ok()))
+            .collect();
+        steps.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(steps)
+    }
+
+    pub(crate) fn path(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("step-{step}"))
+    }
+
+    /// Writes a checkpoint whole or not at all, then removes the oldest beyond [`KEPT`].
+    pub(crate) fn save(
+        &self,
+        state: &TrainingState,
+        model: &MultiTokenModel,
+        optimizer: &Optimizer,
+        tokenizer: &Tokenizer,
+    ) -> Result<PathBuf, Error> {
+        let path = self.path(state.step);
+        fs::create_dir_all(&self.folder)
+            .map_err(|source| Error::Write { path: self.folder.clone(), source })?;
+        replace_folder(&path, |folder| {
+            save_model(model, tokenizer, folder)?;
+            write_safetensors(&folder.join(OPTIMIZER), &optimizer.state()?)?;
+            let json = serde_json::to_vec_pretty(state).map_err(|error| Error::Write {
+                path: folder.join(TRAINING),
+                source: error.into(),
+            })?;
+            Ok(write_atomically(&folder.join(TRAINING), &json)?)
+        })?;
+        for step in self.steps()?.into_iter().skip(KEPT) {
+            remove(&self.path(step))?;
+        }
+        for name in self.names()?.iter().filter(|name| is_partial(name)) {
+            remove(&self.folder.join(name))?;
+        }
+        Ok(path)
+    }
+
+    /// The newest checkpoint that is whole; `None` where there is none at all. Damaged ones are
+    /// named in the log and passed over.
+    pub(crate) fn load(
+        &self,
+        now: &TrainingState,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Option<Loaded>, Error> {
+        let mut first_problem = None;
+        for step in self.steps()? {
+            let path = self.path(step);
+            match load(&path, kind, device) {
+                Ok(loaded) => {
+                    loaded.state.check_same(now, &path)?;
+                    return Ok(Some(loaded));
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        "checkpoint {} is damaged and passed over: {error}",
+                        path.display()
+                    );
+                    first_problem.get_or_insert(error.to_string());
+                }
+            }
+        }
+        match first_problem {
+            None => Ok(None),
+            Some(message) => Err(Error::NoCheckpoint { path: self.folder.clone(), message }),
+        }
+    }
+
+    fn names(&self) -> Result<Vec<String>, Error> {
+        let read = |source| Error::Read { path: self.folder.clone(), source };
+        match fs::read_dir(&self.folder) {
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(source) => Err(read(source)),
+            Ok(entries) => entries
+                .map(|entry| Ok(entry.map_err(read)?.file_name().to_string_lossy().into_owned()))
+                .collect(),
+        }
+    }
+}
+
+/// Writes the files of a model folder that other tools open.
+pub(crate) fn save_model(
+    model: &MultiTokenModel,
+    tokenizer: &Tokenizer,
+    folder: &Path,
+) -> Result<(), Error> {
+    model.save(folder)?;
+    Ok(tokenizer.save(&folder.join(TOKENIZER))?)
+}
+
+fn load(path: &Path, kind: Kind, device: Device) -> Result<Loaded, Error> {
+    let file = path.join(TRAINING);
+    let text = fs::read(&file).map_err(|source| Error::Read { path: file.clone(), source })?;
+    let damaged = |message: String| Error::Checkpoint { path: file.clone(), message };
+    let state: TrainingState =
+        serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+    if state.version != VERSION {
+        return Err(damaged(format!("version {} where {VERSION} is known", state.version)));
+    }
+    Ok(Loaded {
+        state,
+        model: MultiTokenModel::load(path, kind, device)?,
+        optimizer: read_safetensors(&path.join(OPTIMIZER))?,
+    })
+}

@@ -1,0 +1,384 @@
+//! The recipe of a training run: its sections, keys, units and defaults.
+
+use std::path::{Path, PathBuf};
+
+use foretoken_heads::{HeadsConfig, ModelConfig};
+use foretoken_trunk::Architecture;
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::recipe;
+
+/// A whole recipe, as a TOML file holds it.
+///
+/// ```
+/// use foretoken_train::TrainConfig;
+///
+/// let config = TrainConfig::from_toml(
+///     r#"
+///     [model]
+///     layers = 4
+///     attention_heads = 2
+///     dim = 64
+///     ffn = 128
+///     context = 128
+///     [heads]
+///     count = 2
+///     [train]
+///     steps = 40
+///     batch = 4
+///     sequence = 64
+///     "#,
+///     &["train.steps=80".to_owned()],
+/// )?;
+/// assert_eq!(config.train.steps, 80);
+/// assert_eq!(config.model.kv_heads(), 2);
+/// # Ok::<(), foretoken_train::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// The size of the network.
+    pub model: ModelSection,
+    /// How many tokens are predicted at once, and by what.
+    #[serde(default)]
+    pub heads: HeadsSection,
+    /// What is learned.
+    #[serde(default)]
+    pub data: DataSection,
+    /// How the weights move.
+    #[serde(default)]
+    pub optimizer: OptimizerSection,
+    /// For how long, on how much at a time.
+    pub train: TrainSection,
+}
+
+/// `[model]`: sizes of the network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// Blocks in all, as the next-token baseline counts them: n heads take n of them from the trunk.
+    pub layers: usize,
+    /// Query heads of each attention.
+    pub attention_heads: usize,
+    /// Key and value heads; as many as query heads when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_heads: Option<usize>,
+    /// Width of the residual stream.
+    pub dim: usize,
+    /// Inner width of the feed-forward layer.
+    pub ffn: usize,
+    /// The most positions that the model is made for.
+    pub context: usize,
+    /// Width of one attention head; `dim / attention_heads` when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
+    /// Base of the rotary angles.
+    #[serde(default = "default_rope_theta")]
+    pub rope_theta: f64,
+    /// Added to the mean square in every norm.
+    #[serde(default = "default_norm_eps")]
+    pub norm_eps: f64,
+}
+
+impl ModelSection {
+    /// Key and value heads, the default filled in.
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads.unwrap_or(self.attention_heads)
+    }
+
+    /// Width of one attention head, the default filled in.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim.unwrap_or(self.dim / self.attention_heads.max(1))
+    }
+}
+
+/// `[heads]`: the tokens predicted at once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadsSection {
+    /// The head type, by the name that it is registered under.
+    #[serde(rename = "type", default = "default_head_type")]
+    pub kind: String,
+    /// n, the heads: 1 is a plain next-token model.
+    #[serde(default = "default_head_count")]
+    pub count: usize,
+}
+
+impl Default for HeadsSection {
+    fn default() -> Self {
+        Self { kind: default_head_type(), count: default_head_count() }
+    }
+}
+
+/// `[data]`: the text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// A corpus by name; `python-code` is the one that set-up brings.
+    #[serde(default = "default_corpus")]
+    pub corpus: String,
+    /// A text file, a folder of text or a `.jsonl` file, used instead of `corpus`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// `bytes`, or the path of a `tokenizer.json`.
+    #[serde(default = "default_tokenizer")]
+    pub tokenizer: String,
+}
+
+impl Default for DataSection {
+    fn default() -> Self {
+        Self { corpus: default_corpus(), path: None, tokenizer: default_tokenizer() }
+    }
+}
+
+/// Which optimiser moves the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// `AdamW` for every parameter.
+    Adamw,
+    /// Muon for the matrices inside blocks, `AdamW` for embeddings and norms (the default).
+    Muon,
+}
+
+/// The number format of Muon's Newton–Schulz products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MuonPrecision {
+    /// `bfloat16` where the processor has products of it, else `float32` (the default).
+    Auto,
+    /// That of the weights.
+    Float32,
+    /// 16 bits; the weights and the momentum keep theirs.
+    Bfloat16,
+}
+
+/// How the learning rate moves after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    /// It stays.
+    Constant,
+    /// It falls in a straight line to `final_fraction`.
+    Linear,
+    /// It falls along half a cosine to `final_fraction` (the default).
+    Cosine,
+    /// Warm-up, stable, decay: it stays, then falls in a straight line over the last
+    /// `decay_fraction` of the steps.
+    Wsd,
+}
+
+/// `[optimizer]`: rates, decay and schedule.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerSection {
+    /// `muon` or `adamw`.
+    #[serde(rename = "type", default = "default_optimizer")]
+    pub kind: OptimizerKind,
+    /// Peak rate of `AdamW`.
+    #[serde(default = "default_learning_rate")]
+    pub learning_rate: f64,
+    /// Peak rate of Muon, for the matrices.
+    #[serde(default = "default_muon_learning_rate")]
+    pub muon_learning_rate: f64,
+    /// Momentum of Muon (Nesterov's form).
+    #[serde(default = "default_muon_momentum")]
+    pub muon_momentum: f64,
+    /// Number format of Muon's products: `auto`, `float32` or `bfloat16`.
+    #[serde(default = "default_muon_precision")]
+    pub muon_precision: MuonPrecision,
+    /// `AdamW`'s decay of the mean gradient.
+    #[serde(default = "default_beta1")]
+    pub beta1: f64,
+    /// `AdamW`'s decay of the mean squared gradient.
+    #[serde(default = "default_beta2")]
+    pub beta2: f64,
+    /// `AdamW`'s floor of the denominator.
+    #[serde(default = "default_epsilon")]
+    pub epsilon: f64,
+    /// Decoupled decay, of every parameter but the norms, times the current rate.
+    #[serde(default = "default_weight_decay")]
+    pub weight_decay: f64,
+    /// The largest global norm of the gradient; 0 turns clipping off.
+    #[serde(default = "default_clip")]
+    pub clip: f64,
+    /// The schedule's shape.
+    #[serde(default = "default_schedule")]
+    pub schedule: ScheduleKind,
+    /// Steps over which the rate rises from 0 in a straight line.
+    #[serde(default)]
+    pub warmup: u64,
+    /// The last step's rate, as a share of the peak.
+    #[serde(default = "default_final_fraction")]
+    pub final_fraction: f64,
+    /// Share of the steps over which `wsd` falls.
+    #[serde(default = "default_decay_fraction")]
+    pub decay_fraction: f64,
+}
+
+impl Default for OptimizerSection {
+    fn default() -> Self {
+        Self {
+            kind: default_optimizer(),
+            learning_rate: default_learning_rate(),
+            muon_learning_rate: default_muon_learning_rate(),
+            muon_momentum: default_muon_momentum(),
+            muon_precision: default_muon_precision(),
+            beta1: default_beta1(),
+            beta2: default_beta2(),
+            epsilon: default_epsilon(),
+            weight_decay: default_weight_decay(),
+            clip: default_clip(),
+            schedule: default_schedule(),
+            warmup: 0,
+            final_fraction: default_final_fraction(),
+            decay_fraction: default_decay_fraction(),
+        }
+    }
+}
+
+/// The number format of weights and of the arithmetic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits (the default).
+    Float32,
+    /// 16 bits with the range of 32; not built yet.
+    Bfloat16,
+    /// 64 bits, for checks.
+    Float64,
+}
+
+/// `[train]`: length, batch and bookkeeping.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSection {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Sequences in a step, over all processes.
+    pub batch: usize,
+    /// Tokens in a sequence.
+    pub sequence: usize,
+    /// Of the first weights and of the order of the batches.
+    #[serde(default)]
+    pub seed: u64,
+    /// Steps between checkpoints; 0 saves only at the end and on an interruption.
+    #[serde(default = "default_checkpoint_every")]
+    pub checkpoint_every: u64,
+    /// `float32`, `float64` or `bfloat16`.
+    #[serde(default = "default_precision")]
+    pub precision: Precision,
+}
+
+impl TrainConfig {
+    /// Reads a recipe from a TOML file, then changes it by `sets`, each `section.key=value`.
+    ///
+    /// # Errors
+    /// When the file can't be read, isn't TOML, names a key that doesn't exist, or describes a
+    /// run that can't be.
+    pub fn from_file(path: &Path, sets: &[String]) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        recipe::parse(&text, &path.display().to_string(), sets)
+    }
+
+    /// As [`from_file`](Self::from_file), from text that is already in memory.
+    ///
+    /// # Errors
+    /// As [`from_file`](Self::from_file).
+    pub fn from_toml(text: &str, sets: &[String]) -> Result<Self, Error> {
+        recipe::parse(text, "the recipe", sets)
+    }
+
+    /// The model that this recipe trains, for a tokenizer of `vocab` tokens; which of them ends a
+    /// text is left open.
+    pub fn model_config(&self, vocab: usize) -> ModelConfig {
+        let model = &self.model;
+        ModelConfig {
+            architecture: Architecture {
+                vocab,
+                dim: model.dim,
+                layers: model.layers,
+                attention_heads: model.attention_heads,
+                kv_heads: model.kv_heads(),
+                head_dim: model.head_dim(),
+                ffn: model.ffn,
+                context: model.context,
+                rope_theta: model.rope_theta,
+                norm_eps: model.norm_eps,
+            },
+            heads: HeadsConfig { kind: self.heads.kind.clone(), count: self.heads.count },
+            end_of_text: None,
+        }
+    }
+
+    /// Tokens that one step learns from: those that head 0 predicts.
+    pub fn tokens_per_step(&self) -> u64 {
+        (self.train.batch * self.train.sequence) as u64
+    }
+}
+
+fn default_rope_theta() -> f64 {
+    10_000.0
+}
+fn default_norm_eps() -> f64 {
+    1e-5
+}
+fn default_head_type() -> String {
+    "block".to_owned()
+}
+fn default_head_count() -> usize {
+    1
+}
+fn default_corpus() -> String {
+    "python-code".to_owned()
+}
+fn default_tokenizer() -> String {
+    "bytes".to_owned()
+}
+fn default_optimizer() -> OptimizerKind {
+    OptimizerKind::Muon
+}
+fn default_learning_rate() -> f64 {
+    3e-3
+}
+fn default_muon_learning_rate() -> f64 {
+    0.02
+}
+fn default_muon_momentum() -> f64 {
+    0.95
+}
+fn default_muon_precision() -> MuonPrecision {
+    MuonPrecision::Auto
+}
+fn default_beta1() -> f64 {
+    0.9
+}
+fn default_beta2() -> f64 {
+    0.95
+}
+fn default_epsilon() -> f64 {
+    1e-8
+}
+fn default_weight_decay() -> f64 {
+    0.1
+}
+fn default_clip() -> f64 {
+    1.0
+}
+fn default_schedule() -> ScheduleKind {
+    ScheduleKind::Cosine
+}
+fn default_final_fraction() -> f64 {
+    0.03
+}
+fn default_decay_fraction() -> f64 {
+    0.2
+}
+fn default_checkpoint_every() -> u64 {
+    500
+}
+fn default_precision() -> Precision {
+    Precision::Float32
+}

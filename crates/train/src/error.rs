@@ -1,0 +1,157 @@
+//! What can go wrong in training, each with what to do about it.
+
+use std::path::PathBuf;
+
+/// An error of this crate; each message is one line.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file can't be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file can't be written.
+    #[error("cannot write {}: {source}; what was there before is untouched", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A recipe isn't TOML, or a value has the wrong type.
+    #[error("{name}: {message}")]
+    Config {
+        /// The recipe's file.
+        name: String,
+        /// What is wrong in it.
+        message: String,
+    },
+    /// A `--set` isn't `section.key=value`.
+    #[error("`--set {set}`: write section.key=value, for example train.steps=40")]
+    Set {
+        /// What was written.
+        set: String,
+    },
+    /// A key that doesn't exist.
+    #[error("{name}: there is no key `{key}`{hint}")]
+    UnknownKey {
+        /// The recipe's file.
+        name: String,
+        /// The key as written.
+        key: String,
+        /// The nearest known one, if one is near.
+        hint: String,
+    },
+    /// A value that can't be, alone or beside another.
+    #[error("`{key}`: {message}")]
+    Value {
+        /// The key.
+        key: String,
+        /// Why it can't be.
+        message: String,
+    },
+    /// A checkpoint that can't be used.
+    #[error("{}: {message}", path.display())]
+    Checkpoint {
+        /// Its file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// None of the checkpoints can be used.
+    #[error("no usable checkpoint in {}: {message}; start again without --resume, in another --out", path.display())]
+    NoCheckpoint {
+        /// The folder of checkpoints.
+        path: PathBuf,
+        /// What is wrong with the newest.
+        message: String,
+    },
+    /// A run can't go on with another recipe than it began with.
+    #[error(
+        "`{key}` is {new} now, but the checkpoint {} was trained with {old}; set it back, or train into another --out", path.display()
+    )]
+    Changed {
+        /// The key.
+        key: String,
+        /// Its value in the checkpoint.
+        old: String,
+        /// Its value now.
+        new: String,
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// A run that would overwrite another.
+    #[error("{} already holds a training run; add --resume to go on with it, or choose another --out", path.display())]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A folder that couldn't be saved.
+    #[error("cannot save {}: {reason}; nothing that was there before is lost: free some space or choose another --out, then go on with --resume", path.display())]
+    Save {
+        /// The folder.
+        path: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The text has too few tokens.
+    #[error(
+        "the training split of {name} has {tokens} tokens, fewer than one window of {needed}; give it more text or lower train.sequence"
+    )]
+    TooLittleText {
+        /// The corpus.
+        name: String,
+        /// Its tokens.
+        tokens: usize,
+        /// The tokens of one window.
+        needed: usize,
+    },
+    /// Training fell apart.
+    #[error(
+        "the gradient was not finite in {steps} steps in a row, up to step {step}; lower optimizer.learning_rate and optimizer.muon_learning_rate, or raise optimizer.warmup"
+    )]
+    Diverged {
+        /// The last of them.
+        step: u64,
+        /// How many in a row.
+        steps: u32,
+    },
+    /// Optimiser state that doesn't fit the model.
+    #[error("optimizer state of `{name}`: {message}")]
+    State {
+        /// The tensor.
+        name: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// From the data layer.
+    #[error(transparent)]
+    Data(#[from] foretoken_data::Error),
+    /// From the trunk layer.
+    #[error(transparent)]
+    Trunk(#[from] foretoken_trunk::Error),
+    /// From the head layer.
+    #[error(transparent)]
+    Heads(#[from] foretoken_heads::Error),
+    /// From the loss layer.
+    #[error(transparent)]
+    Loss(#[from] foretoken_loss::Error),
+    /// From libtorch.
+    #[error("libtorch: {0}")]
+    Torch(String),
+}
+
+impl From<tch::TchError> for Error {
+    /// Keeps the first line: the rest is a trace of libtorch's own functions.
+    fn from(error: tch::TchError) -> Self {
+        let text = match error {
+            tch::TchError::Torch(text) => text,
+            other => other.to_string(),
+        };
+        Self::Torch(text.lines().next().unwrap_or_default().to_owned())
+    }
+}

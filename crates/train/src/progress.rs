@@ -1,0 +1,108 @@
+//! How far a training is, on stderr.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::StepMetrics;
+
+/// Time between two plain lines.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// A bar on a terminal, a line every few seconds elsewhere, or nothing.
+pub(crate) enum Progress {
+    Bar(ProgressBar),
+    Lines(Lines),
+    Silent,
+}
+
+/// What the plain lines need to know.
+pub(crate) struct Lines {
+    steps: u64,
+    began: Instant,
+    first: u64,
+    last: Instant,
+}
+
+impl Progress {
+    /// For steps `first..steps`.
+    pub(crate) fn new(shown: bool, first: u64, steps: u64) -> Self {
+        if !shown {
+            return Self::Silent;
+        }
+        if !std::io::stderr().is_terminal() {
+            let now = Instant::now();
+            return Self::Lines(Lines { steps, began: now, first, last: now });
+        }
+        let bar = ProgressBar::new(steps).with_position(first);
+        let template = "{bar:24} {pos}/{len} steps  {msg}  {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.reset_eta();
+        Self::Bar(bar)
+    }
+
+    pub(crate) fn step(&mut self, metrics: &StepMetrics) {
+        match self {
+            Self::Bar(bar) => {
+                bar.set_message(summary(metrics));
+                bar.set_position(metrics.step);
+            }
+            Self::Lines(lines) => lines.step(metrics),
+            Self::Silent => {}
+        }
+    }
+
+    pub(crate) fn finish(&self) {
+        if let Self::Bar(bar) = self {
+            bar.abandon();
+        }
+    }
+}
+
+impl Lines {
+    fn step(&mut self, metrics: &StepMetrics) {
+        let step = metrics.step;
+        if self.last.elapsed() < LINE_EVERY && step != self.first + 1 && step != self.steps {
+            return;
+        }
+        self.last = Instant::now();
+        let each = self.began.elapsed().as_secs_f64() / (step - self.first).max(1) as f64;
+        let left = each * self.steps.saturating_sub(step) as f64;
+        // A closed stderr is no reason to stop training.
+        let _ = writeln!(
+            std::io::stderr(),
+            "step {step}/{}  {}  {left:.0} s left",
+            self.steps,
+            summary(metrics)
+        );
+    }
+}
+
+fn summary(metrics: &StepMetrics) -> String {
+    let losses: Vec<String> = metrics.losses.iter().map(|loss| format!("{loss:.3}")).collect();
+    format!("loss {}  {:.0} tokens/s", losses.join(" "), metrics.tokens_per_second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_names_every_heads_loss_and_the_speed() {
+        let metrics = StepMetrics {
+            step: 1,
+            tokens: 64,
+            epoch: 0,
+            losses: vec![1.2345, 2.0],
+            learning_rate: 0.1,
+            grad_norm: 1.0,
+            updated: true,
+            seconds: 1.0,
+            tokens_per_second: 1234.5,
+        };
+        assert_eq!(summary(&metrics), "loss 1.234 2.000  1234 tokens/s");
+    }
+}

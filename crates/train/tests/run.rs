@@ -1,0 +1,283 @@
+//! Whole runs in folders: what they leave behind, how they go on, and what they refuse.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use foretoken_heads::MultiTokenModel;
+use foretoken_train::{Error, TrainConfig, TrainOptions, TrainOutcome, train};
+use tch::{Device, Kind};
+
+/// First weights come from libtorch's one generator, so runs whose bits are compared take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+struct Place {
+    folder: tempfile::TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+const RECIPE: &str = r#"
+[model]
+layers = 4
+attention_heads = 2
+kv_heads = 1
+dim = 16
+ffn = 24
+context = 32
+[heads]
+count = 2
+[optimizer]
+type = "muon"
+warmup = 1
+muon_precision = "float32"
+[train]
+steps = 10
+batch = 2
+sequence = 16
+seed = 5
+checkpoint_every = 0
+"#;
+
+impl Place {
+    fn new() -> Self {
+        let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // So small a model only loses by threads that wait for each other.
+        tch::set_num_threads(1);
+        let folder = tempfile::tempdir().unwrap();
+        let lines: Vec<String> =
+            (0..600).map(|i| format!("line {i} of {} says {}\n", i * i, i % 7)).collect();
+        fs::write(folder.path().join("text.txt"), lines.concat()).unwrap();
+        Self { folder, _turn: turn }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn config(&self, sets: &[&str]) -> TrainConfig {
+        let mut all = vec![format!("data.path='{}'", self.path("text.txt").display())];
+        all.extend(sets.iter().map(|&set| set.to_owned()));
+        TrainConfig::from_toml(RECIPE, &all).unwrap()
+    }
+
+    fn train(&self, out: &str, sets: &[&str]) -> Result<TrainOutcome, Error> {
+        train(&self.config(sets), &self.path(out), &TrainOptions::default())
+    }
+
+    fn resume(&self, out: &str, sets: &[&str]) -> Result<TrainOutcome, Error> {
+        let options = TrainOptions { resume: true, ..TrainOptions::default() };
+        train(&self.config(sets), &self.path(out), &options)
+    }
+
+    fn weights(&self, out: &str) -> Vec<(String, Vec<f64>)> {
+        let model = MultiTokenModel::load(&self.path(out), Kind::Double, Device::Cpu).unwrap();
+        let parameters = model.parameters();
+        let named = parameters.iter().flat_map(|parameter| parameter.named().unwrap());
+        named.map(|(name, tensor)| (name, Vec::try_from(tensor.reshape([-1])).unwrap())).collect()
+    }
+
+    fn losses(&self, out: &str) -> Vec<(u64, Vec<f64>)> {
+        let text = fs::read_to_string(self.path(out).join("metrics.jsonl")).unwrap();
+        text.lines()
+            .map(|line| {
+                let line: foretoken_train::StepMetrics = serde_json::from_str(line).unwrap();
+                (line.step, line.losses)
+            })
+            .collect()
+    }
+
+    fn names(&self, folder: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.path(folder)).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn cut(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+}
+
+#[test]
+fn a_run_leaves_a_model_the_last_three_checkpoints_and_a_line_a_step() {
+    let place = Place::new();
+    let outcome = place.train("run", &["train.steps=12", "train.checkpoint_every=2"]).unwrap();
+    assert!(!outcome.interrupted);
+    assert_eq!((outcome.steps, outcome.tokens_seen), (12, 12 * 2 * 16));
+    assert_eq!(outcome.validation_loss.len(), 2);
+    assert!(outcome.peak_memory_bytes.unwrap() > 1 << 20);
+    assert_eq!(place.names("run/checkpoints"), ["step-10", "step-12", "step-8"]);
+    for file in ["config.json", "model.safetensors", "heads.safetensors", "tokenizer.json"] {
+        assert!(place.path("run/model").join(file).exists(), "{file}");
+        assert!(place.path("run/checkpoints/step-12").join(file).exists(), "{file}");
+    }
+    assert!(!place.path("run/model/optimizer.safetensors").exists());
+    let losses = place.losses("run");
+    let steps: Vec<u64> = losses.iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, (1..=12).collect::<Vec<_>>());
+    assert!(losses.iter().all(|(_, losses)| losses.len() == 2));
+    // A random byte model has ln 264 = 5.58 nats; the text is far from random.
+    assert!(losses[11].1[0] < losses[0].1[0] - 0.5, "{losses:?}");
+}
+
+#[test]
+fn ten_steps_equal_five_and_a_resume_bit_for_bit() {
+    for set in ["optimizer.type=muon", "optimizer.type=adamw", "train.precision=float64"] {
+        let place = Place::new();
+        place.train("whole", &[set]).unwrap();
+        place.train("parts", &[set, "train.checkpoint_every=5"]).unwrap();
+        // As if the run had been killed between the fifth step and the end.
+        fs::remove_dir_all(place.path("parts/checkpoints/step-10")).unwrap();
+        fs::remove_dir_all(place.path("parts/model")).unwrap();
+        let text = fs::read_to_string(place.path("parts/metrics.jsonl")).unwrap();
+        let seven: Vec<&str> = text.split_inclusive('\n').take(7).collect();
+        fs::write(place.path("parts/metrics.jsonl"), seven.concat()).unwrap();
+        let rest = place.resume("parts", &[set]).unwrap();
+        assert_eq!(rest.steps, 10);
+        assert_eq!(place.weights("whole/model"), place.weights("parts/model"), "{set}");
+        assert_eq!(place.losses("whole"), place.losses("parts"), "{set}");
+    }
+}
+
+#[test]
+fn a_stopped_run_saves_says_so_and_goes_on() {
+    let place = Place::new();
+    let stop = Arc::new(AtomicBool::new(true));
+    let options = TrainOptions { stop, ..TrainOptions::default() };
+    let outcome = train(&place.config(&[]), &place.path("run"), &options).unwrap();
+    assert!(outcome.interrupted && outcome.checkpoint.is_none());
+
+    let options = TrainOptions { resume: true, max_seconds: Some(1e-9), ..TrainOptions::default() };
+    let outcome = train(&place.config(&[]), &place.path("run"), &options).unwrap();
+    assert!(outcome.interrupted && outcome.steps == 0);
+
+    let outcome = place.resume("run", &[]).unwrap();
+    assert_eq!((outcome.steps, outcome.interrupted), (10, false));
+    // Once more changes nothing; with more steps it goes on.
+    let before = place.weights("run/model");
+    assert_eq!(place.resume("run", &[]).unwrap().steps, 10);
+    assert_eq!(place.weights("run/model"), before);
+    assert_eq!(place.resume("run", &["train.steps=13"]).unwrap().steps, 13);
+    assert_eq!(place.losses("run").len(), 13);
+    assert_ne!(place.weights("run/model"), before);
+}
+
+#[test]
+fn a_folder_with_a_run_is_not_overwritten_without_being_asked() {
+    let place = Place::new();
+    place.train("run", &["train.steps=2"]).unwrap();
+    let error = place.train("run", &["train.steps=2"]).unwrap_err();
+    assert!(matches!(error, Error::Occupied { .. }));
+    assert!(error.to_string().contains("--resume"));
+}
+
+#[test]
+fn another_recipe_or_corpus_is_refused_by_its_key() {
+    let place = Place::new();
+    place.train("run", &["train.steps=2"]).unwrap();
+    for (set, key) in [
+        ("optimizer.learning_rate=1e-4", "optimizer.learning_rate"),
+        ("train.batch=3", "train.batch"),
+        ("heads.count=3", "heads.count"),
+        ("model.head_dim=8", "model.head_dim"),
+    ] {
+        let error = place.resume("run", &["train.steps=3", set]).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("`{key}`")) && error.contains("step-2"), "{error}");
+        assert_eq!(error.lines().count(), 1);
+    }
+    fs::write(place.path("text.txt"), "something else entirely\n".repeat(400)).unwrap();
+    let error = place.resume("run", &["train.steps=3"]).unwrap_err().to_string();
+    assert!(error.starts_with("`data`"), "{error}");
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_is_passed_over_and_the_one_before_used() {
+    let place = Place::new();
+    for (index, file) in
+        ["model.safetensors", "heads.safetensors", "optimizer.safetensors", "training.json"]
+            .into_iter()
+            .enumerate()
+    {
+        let run = format!("run{index}");
+        place.train(&run, &["train.steps=4", "train.checkpoint_every=2"]).unwrap();
+        let file = place.path(&run).join("checkpoints/step-4").join(file);
+        if index % 2 == 0 {
+            cut(&file)
+        } else {
+            fs::remove_file(&file).unwrap()
+        }
+        assert_eq!(place.resume(&run, &["train.steps=6"]).unwrap().steps, 6);
+        // The schedule of the first four steps was another, so only the count is compared.
+        assert_eq!(place.losses(&run).len(), 6);
+    }
+}
+
+#[test]
+fn when_all_checkpoints_are_damaged_one_line_names_the_file() {
+    let place = Place::new();
+    place.train("run", &["train.steps=2"]).unwrap();
+    cut(&place.path("run/checkpoints/step-2/optimizer.safetensors"));
+    let error = place.resume("run", &["train.steps=4"]).unwrap_err().to_string();
+    assert!(error.contains("optimizer.safetensors"), "{error}");
+    assert_eq!(error.lines().count(), 1);
+    assert!(place.path("run/checkpoints/step-2/model.safetensors").exists());
+}
+
+#[test]
+fn a_save_that_fails_leaves_what_was_there_and_no_half_written_folder() {
+    let place = Place::new();
+    fs::create_dir(place.path("run")).unwrap();
+    fs::write(place.path("run/checkpoints"), "in the way").unwrap();
+    let error = place.resume("run", &[]).unwrap_err().to_string();
+    assert!(error.contains("checkpoints"), "{error}");
+    assert_eq!(fs::read_to_string(place.path("run/checkpoints")).unwrap(), "in the way");
+    assert!(!place.path("run/model").exists());
+}
+
+#[test]
+fn a_gradient_that_stays_not_finite_ends_the_run_with_advice() {
+    let place = Place::new();
+    let error = place
+        .train(
+            "run",
+            &[
+                "train.steps=60",
+                "optimizer.type=adamw",
+                "optimizer.learning_rate=10",
+                "optimizer.weight_decay=10",
+                "optimizer.warmup=0",
+                "optimizer.schedule=constant",
+                "train.checkpoint_every=0",
+            ],
+        )
+        .unwrap_err();
+    assert!(matches!(error, Error::Diverged { steps: 20, .. }), "{error}");
+    assert!(error.to_string().contains("optimizer.learning_rate"));
+}
+
+#[test]
+fn an_empty_or_missing_text_and_one_shorter_than_a_window_are_named() {
+    let place = Place::new();
+    let error = |text: &str| {
+        let path = place.path("other.txt");
+        if text.is_empty() {
+            fs::write(&path, "").unwrap();
+        } else if text == "missing" {
+            fs::remove_file(&path).unwrap();
+        } else {
+            fs::write(&path, text).unwrap();
+        }
+        let mut config = place.config(&[]);
+        config.data.path = Some(path);
+        let error = train(&config, &place.path("other"), &TrainOptions::default()).unwrap_err();
+        assert!(error.to_string().contains("other.txt"), "{error}");
+        assert_eq!(error.to_string().lines().count(), 1);
+        error.to_string()
+    };
+    error("");
+    assert!(error("short\n").contains("train.sequence"));
+    assert!(error("missing").contains("does not exist"));
+}
