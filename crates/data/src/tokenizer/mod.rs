@@ -1,0 +1,181 @@
+//! Text to token ids and back.
+
+mod bytes;
+mod file;
+mod stream;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use self::bytes::ByteVocabulary;
+use self::file::FileTokenizer;
+pub use self::stream::StreamDecoder;
+use crate::files::write_atomically;
+use crate::{Error, Result};
+
+/// Turns text into token ids and back: one id a byte, or whatever a `tokenizer.json` says.
+///
+/// Cheap to clone. Two tokenizers are the same where their [`TokenizerInfo`]s are equal.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    kind: Kind,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Bytes,
+    File(Arc<FileTokenizer>),
+}
+
+/// What a manifest and a checkpoint remember of a tokenizer, to recognise it by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenizerInfo {
+    /// `bytes` or `file`.
+    pub kind: String,
+    /// SHA-256 of the `tokenizer.json`, in hexadecimal.
+    pub sha256: String,
+    /// One more than the largest id.
+    pub vocab_size: usize,
+    /// The id between documents, if there is one.
+    pub end_of_text: Option<u32>,
+}
+
+impl std::fmt::Display for TokenizerInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let short = self.sha256.get(..12).unwrap_or(&self.sha256);
+        write!(f, "the `{}` tokenizer {short} ({} tokens)", self.kind, self.vocab_size)
+    }
+}
+
+impl Tokenizer {
+    /// The byte-level tokenizer: ids 0 to 255 are the bytes of UTF-8, 256 is `<|endoftext|>`,
+    /// 257 to 263 are reserved special tokens.
+    pub fn bytes() -> Self {
+        Self { kind: Kind::Bytes }
+    }
+
+    /// Reads any `tokenizer.json` of the `tokenizers` library.
+    ///
+    /// A byte-level one as [`save`](Self::save) writes it is recognised and costs nothing to run.
+    /// The end-of-text token is the `eos_token` of a `tokenizer_config.json` beside it, else the
+    /// first of the usual names (`<|endoftext|>`, `</s>`, …) that the vocabulary has.
+    ///
+    /// # Errors
+    /// When the file is missing or is not a tokenizer.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let raw = std::fs::read(path).map_err(Error::io("read", path))?;
+        if ByteVocabulary::describes(&raw) {
+            return Ok(Self::bytes());
+        }
+        let file = FileTokenizer::new(path, raw)?;
+        Ok(Self { kind: Kind::File(Arc::new(file)) })
+    }
+
+    /// The tokenizer that a config's `tokenizer` key names: `bytes`, or the path of a
+    /// `tokenizer.json`.
+    ///
+    /// # Errors
+    /// As [`from_file`](Self::from_file).
+    pub fn named(name: &str) -> Result<Self> {
+        match name {
+            "bytes" => Ok(Self::bytes()),
+            path => Self::from_file(Path::new(path)),
+        }
+    }
+
+    /// The ids of a text, taken as plain text: no special token is added, and one that is spelt
+    /// out in the text is not recognised. What corpora and plain prompts are made of.
+    ///
+    /// # Errors
+    /// When a `tokenizer.json`'s model fails on the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.kind {
+            Kind::Bytes => Ok(text.bytes().map(u32::from).collect()),
+            Kind::File(file) => file.encode(text),
+        }
+    }
+
+    /// The ids of a prompt in which special tokens may be spelt out (`<|endoftext|>`, the marks of
+    /// a chat), with those around it that a `tokenizer.json` asks for, such as a begin-of-text.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_with_specials(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.kind {
+            Kind::Bytes => Ok(ByteVocabulary::encode_with_specials(text)),
+            Kind::File(file) => file.encode_with_specials(text),
+        }
+    }
+
+    /// The text of some ids. Special tokens have no text; bytes that are no UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// For an id outside the vocabulary.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        match &self.kind {
+            Kind::Bytes => {
+                let bytes = ids
+                    .iter()
+                    .filter_map(|&id| ByteVocabulary::byte(id).transpose())
+                    .collect::<Result<Vec<u8>>>()?;
+                Ok(String::from_utf8_lossy(&bytes).into_owned())
+            }
+            Kind::File(file) => file.decode(ids),
+        }
+    }
+
+    /// A decoder for ids that come one after the other.
+    pub fn stream(&self) -> StreamDecoder {
+        match &self.kind {
+            Kind::Bytes => StreamDecoder::bytes(),
+            Kind::File(file) => StreamDecoder::file(Arc::clone(file)),
+        }
+    }
+
+    /// One more than the largest id: the rows that an embedding needs.
+    pub fn vocab_size(&self) -> usize {
+        match &self.kind {
+            Kind::Bytes => ByteVocabulary::SIZE,
+            Kind::File(file) => file.vocab_size(),
+        }
+    }
+
+    /// The id that stands between documents and ends a generation.
+    pub fn end_of_text(&self) -> Option<u32> {
+        match &self.kind {
+            Kind::Bytes => Some(ByteVocabulary::END_OF_TEXT),
+            Kind::File(file) => file.end_of_text(),
+        }
+    }
+
+    /// What to recognise this tokenizer by.
+    pub fn info(&self) -> TokenizerInfo {
+        let (kind, sha256) = match &self.kind {
+            Kind::Bytes => ("bytes", ByteVocabulary::sha256()),
+            Kind::File(file) => ("file", file.sha256().to_owned()),
+        };
+        TokenizerInfo {
+            kind: kind.to_owned(),
+            sha256,
+            vocab_size: self.vocab_size(),
+            end_of_text: self.end_of_text(),
+        }
+    }
+
+    /// Writes the `tokenizer.json` to `path`, and beside it the `tokenizer_config.json` by which
+    /// `transformers` takes the file as it is instead of guessing from the model's type. Each is
+    /// written whole or not at all.
+    ///
+    /// # Errors
+    /// When the files cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let (json, config) = match &self.kind {
+            Kind::Bytes => (ByteVocabulary::json(), ByteVocabulary::config_json()),
+            Kind::File(file) => (file.json().to_vec(), file.config_json()),
+        };
+        write_atomically(path, &json)?;
+        write_atomically(&path.with_file_name("tokenizer_config.json"), &config)
+    }
+}

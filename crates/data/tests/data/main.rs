@@ -1,0 +1,13 @@
+//! The data layer from outside: tokenizers, corpora, shards, batches, and what goes wrong.
+
+// Texts to test with are built line by line.
+#![allow(clippy::format_collect)]
+
+mod bad_input;
+mod fixtures;
+mod preparation;
+mod python_code;
+mod sampling;
+mod splits;
+mod text;
+mod tokenizing;
