@@ -1,0 +1,224 @@
+//! The algorithms, written once over any engine.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use foretoken_heads::MultiTokenModel;
+
+use crate::cpu_engine;
+use crate::engine::Engine;
+use crate::sampler::Sampler;
+use crate::tensor_engine::TensorEngine;
+use crate::{Decoding, Error, GenerateOptions, Generation, Result, StoppedBy};
+
+/// Generates text with a model, one prompt after the other.
+pub struct Decoder<'m> {
+    engine: Box<dyn Engine + 'm>,
+    name: &'static str,
+    vocab: usize,
+    context: usize,
+    heads: usize,
+}
+
+impl std::fmt::Debug for Decoder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoder").field("engine", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl<'m> Decoder<'m> {
+    /// Prepares a model: packs its weights for the CPU's own engine where it can run the model.
+    ///
+    /// Uses as many threads as libtorch does where the model is large enough to gain from them.
+    ///
+    /// # Errors
+    /// When the weights cannot be read.
+    pub fn new(model: &'m MultiTokenModel) -> Result<Self> {
+        let most = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+        Self::with_threads(model, cpu_engine::useful_threads(model, most))
+    }
+
+    /// As [`Decoder::new`], with a given number of threads for the CPU's own engine.
+    ///
+    /// # Errors
+    /// When the weights cannot be read.
+    pub fn with_threads(model: &'m MultiTokenModel, threads: usize) -> Result<Self> {
+        match cpu_engine::build(model, threads)? {
+            Some(engine) => Ok(Self::over(model, engine, "cpu")),
+            None => Self::on_tensors(model),
+        }
+    }
+
+    /// A decoder on libtorch's operators, whatever the model: to compare with, or to measure.
+    ///
+    /// # Errors
+    /// When the memory for the caches cannot be had.
+    pub fn on_tensors(model: &'m MultiTokenModel) -> Result<Self> {
+        Ok(Self::over(model, Box::new(TensorEngine::new(model)?), "tensors"))
+    }
+
+    fn over(model: &'m MultiTokenModel, engine: Box<dyn Engine + 'm>, name: &'static str) -> Self {
+        let sizes = &model.config().architecture;
+        let (vocab, context) = (sizes.vocab, sizes.context);
+        Self { engine, name, vocab, context, heads: model.heads().len() }
+    }
+
+    /// `cpu` for the engine in which a row has the same bits alone and among others, `tensors` for
+    /// libtorch's operators.
+    pub fn engine(&self) -> &'static str {
+        self.name
+    }
+
+    /// Continues `prompt`.
+    ///
+    /// `on_tokens` is called with each new token and the head that produced it, and may break off.
+    ///
+    /// # Errors
+    /// When the prompt is empty, longer than the context or has unknown tokens, when options do
+    /// not fit the model or each other, or when libtorch fails.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        on_tokens: &mut dyn FnMut(&[u32], &[usize]) -> ControlFlow<()>,
+    ) -> Result<Generation> {
+        let heads = self.check(prompt, options)?;
+        // The last token is never passed itself: one more than there are positions left.
+        let room = self.context - prompt.len() + 1;
+        let mut text = Text {
+            limit: options.max_new_tokens.min(room),
+            at_limit: if room < options.max_new_tokens {
+                StoppedBy::Context
+            } else {
+                StoppedBy::Limit
+            },
+            generation: Generation::new(heads),
+            logits: Vec::new(),
+            sampler: options.sampling.map(Sampler::new),
+            options,
+            on_tokens,
+        };
+        let start = Instant::now();
+        if text.limit == 0 {
+            text.generation.stopped_by = text.at_limit;
+            return Ok(text.generation);
+        }
+        self.engine.reset();
+        // A pass brings its drafts and one token more; the first token comes before that.
+        let mut pass = self.engine.prefill(prompt, heads.min(text.limit - 1).max(1))?.to_vec();
+        let mut outcome = text.extend(self.engine.as_mut(), &pass[..1], &[])?;
+        text.generation.prefill = start.elapsed();
+        let decoding = Instant::now();
+        let mut best = Vec::with_capacity(heads);
+        while outcome.is_continue() {
+            // `pass` is the last token and the drafts of those after it.
+            pass[0] = text.generation.tokens.last().copied().unwrap_or(pass[0]);
+            best.clear();
+            best.extend_from_slice(self.engine.verify(&pass)?);
+            let kept =
+                1 + pass[1..].iter().zip(&best).take_while(|(draft, own)| draft == own).count();
+            outcome = text.extend(self.engine.as_mut(), &best[..kept], &pass[1..kept])?;
+            let drafts = text.left().saturating_sub(1).min(heads - 1);
+            if outcome.is_continue() {
+                self.engine.keep(kept);
+                pass.truncate(1);
+                if drafts > 0 {
+                    pass.extend_from_slice(self.engine.draft(drafts)?);
+                }
+            }
+        }
+        text.generation.decode = decoding.elapsed();
+        Ok(text.generation)
+    }
+
+    /// Refuses what cannot be done; returns how many heads are used.
+    fn check(&self, prompt: &[u32], options: &GenerateOptions) -> Result<usize> {
+        let heads = match options.decoding {
+            Decoding::Autoregressive => 1,
+            Decoding::Speculative { heads } => heads,
+        };
+        if heads == 0 || heads > self.heads {
+            return Err(Error::Heads { asked: heads, available: self.heads });
+        }
+        if let Some(sampling) = options.sampling {
+            sampling.check()?;
+            if options.decoding != Decoding::Autoregressive {
+                return Err(Error::NotBuilt {
+                    what: "speculative decoding with a temperature",
+                    instead: "leave out the temperature, or decode autoregressively",
+                });
+            }
+        }
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if prompt.len() > self.context {
+            return Err(Error::PromptTooLong { tokens: prompt.len(), context: self.context });
+        }
+        if let Some(&token) = prompt.iter().find(|&&token| token as usize >= self.vocab) {
+            return Err(Error::UnknownToken { token, last: self.vocab - 1 });
+        }
+        Ok(heads)
+    }
+}
+
+/// A text in the making.
+struct Text<'o> {
+    generation: Generation,
+    limit: usize,
+    /// Why the text ends at the limit.
+    at_limit: StoppedBy,
+    options: &'o GenerateOptions,
+    on_tokens: &'o mut dyn FnMut(&[u32], &[usize]) -> ControlFlow<()>,
+    sampler: Option<Sampler>,
+    logits: Vec<f64>,
+}
+
+impl Text<'_> {
+    /// Takes what a pass brought: drafts that were accepted, which head 0 chose itself, and its
+    /// next token, `best` together. Breaks at the end of the text.
+    fn extend(
+        &mut self,
+        engine: &mut dyn Engine,
+        best: &[u32],
+        drafts: &[u32],
+    ) -> Result<ControlFlow<()>> {
+        self.generation.forward_passes += 1;
+        for (row, &token) in best.iter().enumerate() {
+            let token = self.choose(engine, row, token)?;
+            let head = if row < drafts.len() { row + 1 } else { 0 };
+            self.generation.tokens.push(token);
+            self.generation.drafted_by.push(head);
+            self.generation.accepted[row] += 1;
+            let stopped_by = if (self.on_tokens)(&[token], &[head]).is_break() {
+                StoppedBy::StopText
+            } else if self.options.end_of_text.contains(&token) {
+                StoppedBy::EndOfText
+            } else if self.left() == 0 {
+                self.at_limit
+            } else {
+                continue;
+            };
+            self.generation.stopped_by = stopped_by;
+            return Ok(ControlFlow::Break(()));
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// The token of a row: the best, or one that is drawn.
+    fn choose(&mut self, engine: &mut dyn Engine, row: usize, best: u32) -> Result<u32> {
+        if self.sampler.is_none() && !self.options.record_gaps {
+            return Ok(best);
+        }
+        engine.logits(row, &mut self.logits)?;
+        if self.options.record_gaps {
+            self.generation.gaps.push(foretoken_kernels::cpu::top_gap(&self.logits) as f32);
+        }
+        Ok(self.sampler.as_mut().map_or(best, |sampler| sampler.draw(&self.logits)))
+    }
+
+    /// Tokens that are still to come at most.
+    fn left(&self) -> usize {
+        self.limit - self.generation.tokens.len()
+    }
+}

@@ -1,0 +1,140 @@
+//! Both engines against the model's own forward of a whole text.
+
+use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
+use foretoken_trunk::Architecture;
+use proptest::prelude::*;
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::cpu_engine;
+use crate::engine::Engine;
+use crate::tensor_engine::TensorEngine;
+
+fn model(layers: usize, heads: usize, kv_heads: usize, kind: Kind, seed: i64) -> MultiTokenModel {
+    let architecture = Architecture {
+        vocab: 50,
+        dim: 48,
+        layers,
+        attention_heads: 4,
+        kv_heads,
+        ffn: 56,
+        context: 128,
+        ..Architecture::default()
+    };
+    let heads = HeadsConfig { kind: "block".into(), count: heads };
+    let config = ModelConfig { architecture, heads, end_of_text: None };
+    let model = MultiTokenModel::new(&config, kind, Device::Cpu, seed).unwrap();
+    for parameter in model.parameters() {
+        let mut tensor = parameter.tensor.shallow_clone();
+        no_grad(|| match tensor.dim() {
+            2 => _ = tensor.g_mul_scalar_(4.0),
+            _ => _ = tensor.uniform_(0.5, 1.5),
+        });
+    }
+    model
+}
+
+/// Logits of each head after each token, from the model's own forward: `[heads][seq][vocab]`.
+fn whole(model: &MultiTokenModel, tokens: &[u32]) -> Vec<Vec<Vec<f64>>> {
+    let ids: Vec<i64> = tokens.iter().map(|&t| i64::from(t)).collect();
+    no_grad(|| {
+        let hidden = model.hidden(&Tensor::from_slice(&ids).view([1, -1])).unwrap();
+        let logits = |head| model.logits(head, &hidden).unwrap().squeeze_dim(0);
+        (0..model.heads().len())
+            .map(|head| Vec::<Vec<f64>>::try_from(logits(head).to_kind(Kind::Double)).unwrap())
+            .collect()
+    })
+}
+
+fn best(logits: &[f64]) -> u32 {
+    foretoken_kernels::cpu::argmax(logits) as u32
+}
+
+/// The largest difference of a logit, against the largest logit.
+fn distance(engine: &mut dyn Engine, row: usize, expected: &[f64]) -> f64 {
+    let mut logits = Vec::new();
+    engine.logits(row, &mut logits).unwrap();
+    assert_eq!(logits.len(), expected.len());
+    let largest = expected.iter().fold(1.0f64, |top, logit| top.max(logit.abs()));
+    logits.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / largest
+}
+
+/// Walks a text in steps of several rows of which some are taken back, and checks every row.
+fn walk(
+    model: &MultiTokenModel,
+    engine: &mut dyn Engine,
+    tokens: &[u32],
+    start: usize,
+    steps: &[(usize, usize)],
+    tolerance: f64,
+) {
+    let heads = model.heads().len();
+    let expected = whole(model, tokens);
+    let after = |head: usize, position: usize| best(&expected[head][position]);
+    engine.reset();
+    let first = engine.prefill(&tokens[..start], heads).unwrap().to_vec();
+    let own: Vec<u32> = (0..heads).map(|head| after(head, start - 1)).collect();
+    assert_eq!(first, own, "after the prompt");
+    assert!(distance(engine, 0, &expected[0][start - 1]) < tolerance);
+    let mut position = start;
+    for &(rows, kept) in steps {
+        let rows = rows.min(heads).min(tokens.len() - position);
+        if rows == 0 {
+            break;
+        }
+        let kept = kept.clamp(1, rows);
+        // Rows that will be taken back are other tokens than the text's.
+        let mut pass = tokens[position..position + rows].to_vec();
+        pass[kept..].iter_mut().for_each(|token| *token = (*token + 1) % 50);
+        let chosen = engine.verify(&pass).unwrap().to_vec();
+        for row in 0..kept {
+            assert_eq!(chosen[row], after(0, position + row), "row {row} at {position}");
+            assert!(distance(engine, row, &expected[0][position + row]) < tolerance);
+        }
+        engine.keep(kept);
+        position += kept;
+        if heads > 1 {
+            let drafts = engine.draft(heads - 1).unwrap().to_vec();
+            let own: Vec<u32> = (1..heads).map(|head| after(head, position - 1)).collect();
+            assert_eq!(drafts, own, "drafts at {position}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn every_row_and_draft_is_the_models_own(
+        tokens in proptest::collection::vec(0u32..50, 2..128), start in 1usize..100,
+        steps in proptest::collection::vec((1usize..5, 1usize..5), 1..30),
+        layers in 5usize..7, heads in 1usize..5, kv_heads in prop::sample::select(vec![1, 2, 4]),
+        seed in 0i64..100,
+    ) {
+        let start = start.min(tokens.len());
+        let double = model(layers, heads, kv_heads, Kind::Double, seed);
+        let mut ours = cpu_engine::build(&double, 1).unwrap().unwrap();
+        walk(&double, ours.as_mut(), &tokens, start, &steps, 1e-10);
+        walk(&double, &mut TensorEngine::new(&double).unwrap(), &tokens, start, &steps, 1e-10);
+        let float = model(layers, heads, kv_heads, Kind::Float, seed);
+        let mut ours = cpu_engine::build(&float, 1).unwrap().unwrap();
+        walk(&float, ours.as_mut(), &tokens, start, &steps, 1e-4);
+    }
+}
+
+#[test]
+fn small_models_stay_on_one_thread_and_large_ones_share() {
+    let small = model(3, 1, 4, Kind::Float, 0);
+    assert_eq!(cpu_engine::useful_threads(&small, 8), 1);
+    let mut large = Architecture { dim: 512, layers: 2, ffn: 4096, ..Architecture::default() };
+    large.vocab = 8192;
+    let heads = HeadsConfig { kind: "block".into(), count: 1 };
+    let config = ModelConfig { architecture: large, heads, end_of_text: None };
+    let large = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0).unwrap();
+    assert_eq!(cpu_engine::useful_threads(&large, 2), 2);
+}
+
+#[test]
+fn a_model_in_bfloat16_runs_on_tensors() {
+    let model = model(3, 2, 4, Kind::BFloat16, 0);
+    assert!(cpu_engine::build(&model, 1).unwrap().is_none());
+}

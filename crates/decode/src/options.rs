@@ -1,0 +1,74 @@
+//! How to generate.
+
+use crate::{Error, Result};
+
+/// How many tokens a pass may bring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Decoding {
+    /// One: head 0's next token (the default).
+    #[default]
+    Autoregressive,
+    /// Up to `heads`: the drafts of heads 1 … `heads` − 1 are verified by the next pass, and the
+    /// longest prefix that equals head 0's own choice is kept.
+    Speculative {
+        /// Heads that are used, from 1 (no drafts) to all that the model has.
+        heads: usize,
+    },
+}
+
+/// Drawing tokens at random instead of taking the most likely.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// What the logits are divided by: below 1 favours likely tokens, above 1 evens them out.
+    pub temperature: f64,
+    /// Only the most likely tokens whose probabilities reach this sum are drawn from; 1 for all.
+    pub top_p: f64,
+    /// The same seed gives the same tokens.
+    pub seed: u64,
+}
+
+impl Sampling {
+    pub(crate) fn check(&self) -> Result<()> {
+        let Self { temperature, top_p, .. } = *self;
+        if !(temperature > 0.0 && temperature.is_finite()) {
+            return Err(Error::Sampling {
+                option: "temperature",
+                value: temperature,
+                expected: "above 0 (leave it out to take the most likely token)",
+            });
+        }
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            let expected = "above 0 and at most 1";
+            return Err(Error::Sampling { option: "top_p", value: top_p, expected });
+        }
+        Ok(())
+    }
+}
+
+/// What to generate and when to stop.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// Most new tokens.
+    pub max_new_tokens: usize,
+    /// How many tokens a pass may bring.
+    pub decoding: Decoding,
+    /// Tokens that end the text; the one that does is the last of the generation.
+    pub end_of_text: Vec<u32>,
+    /// Greedy where there is none.
+    pub sampling: Option<Sampling>,
+    /// Whether to note for each token how far its logit stands above the second best.
+    pub record_gaps: bool,
+}
+
+impl Default for GenerateOptions {
+    /// 256 tokens, greedy, one a pass.
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 256,
+            decoding: Decoding::default(),
+            end_of_text: Vec::new(),
+            sampling: None,
+            record_gaps: false,
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Any model on any device, in libtorch's operators.
+
+use foretoken_heads::{HeadContext, MultiTokenModel, Tap};
+use foretoken_kernels::{KvCache, linear};
+use foretoken_trunk::TrunkCache;
+use tch::{Kind, Tensor, no_grad};
+
+use crate::Result;
+use crate::engine::Engine;
+
+/// Rows of a prompt that go through the model together: bounds the memory of attention scores.
+const PREFILL_ROWS: usize = 512;
+
+pub(crate) struct TensorEngine<'m> {
+    model: &'m MultiTokenModel,
+    trunk: TrunkCache,
+    heads: Vec<Option<KvCache>>,
+    /// Trunk output of the rows of the last pass that are still there, `[1, rows, dim]`.
+    hidden: Tensor,
+    /// What the unembedding read for head 0 at these rows, `[1, rows, dim]`.
+    stock: Tensor,
+    /// Head 0's logits of the last pass, `[rows, vocab]`.
+    logits: Tensor,
+    best: Vec<u32>,
+}
+
+impl<'m> TensorEngine<'m> {
+    pub(crate) fn new(model: &'m MultiTokenModel) -> Result<Self> {
+        let context = model.config().architecture.context as i64;
+        let heads = model.heads().iter().map(|head| head.cache(1, context));
+        Ok(Self {
+            trunk: model.trunk().cache(1, context)?,
+            heads: heads.collect::<foretoken_heads::Result<_>>()?,
+            hidden: Tensor::new(),
+            stock: Tensor::new(),
+            logits: Tensor::new(),
+            best: Vec::new(),
+            model,
+        })
+    }
+
+    /// Passes tokens through the trunk and head 0, up to the final norm.
+    fn pass(&mut self, tokens: &[u32]) -> Result<()> {
+        let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
+        let ids = Tensor::from_slice(&ids).f_view([1, -1])?.f_to_device(self.model.device())?;
+        self.hidden = self.model.trunk().forward(&ids, Some(&mut self.trunk))?;
+        let stock = self.head(0)?;
+        self.stock = self.model.normed(&stock)?;
+        Ok(())
+    }
+
+    /// A head's output for the rows that are there.
+    fn head(&mut self, index: usize) -> Result<Tensor> {
+        let head = self.model.head(index)?;
+        let context = HeadContext { rotary: &self.model.trunk().rotary };
+        let input = match head.tap() {
+            Tap::TrunkOutput => &self.hidden,
+            Tap::FinalHidden => &self.stock,
+        };
+        Ok(head.forward(input, context, self.heads[index].as_mut())?)
+    }
+
+    /// What the unembedding reads for the last row of heads `first` to `last` − 1:
+    /// `[last − first, dim]`.
+    fn last_rows(&mut self, first: usize, last: usize) -> Result<Tensor> {
+        let mut rows = Vec::with_capacity(last - first);
+        for index in first..last {
+            let output = self.head(index)?;
+            let row = output.f_select(1, -1)?;
+            rows.push(match self.model.head(index)?.tap() {
+                Tap::TrunkOutput => self.model.normed(&row)?,
+                Tap::FinalHidden => row,
+            });
+        }
+        Ok(Tensor::f_cat(&rows, 0)?)
+    }
+
+    /// The best tokens for rows `[rows, dim]` that the unembedding reads; their logits are kept.
+    fn choose(&mut self, rows: &Tensor) -> Result<&[u32]> {
+        self.logits = linear(rows, self.model.unembedding())?;
+        let best = self.logits.f_argmax(-1, false)?;
+        self.best.clear();
+        self.best.extend(Vec::<i64>::try_from(best)?.into_iter().map(|token| token as u32));
+        Ok(&self.best)
+    }
+}
+
+impl Engine for TensorEngine<'_> {
+    fn reset(&mut self) {
+        self.trunk.truncate(0);
+        self.heads.iter_mut().flatten().for_each(|cache| cache.truncate(0));
+    }
+
+    fn prefill(&mut self, tokens: &[u32], heads: usize) -> Result<&[u32]> {
+        no_grad(|| {
+            let mut rows = Vec::new();
+            for tokens in tokens.chunks(PREFILL_ROWS) {
+                self.pass(tokens)?;
+                rows = vec![self.stock.f_select(1, -1)?];
+                if heads > 1 {
+                    rows.push(self.last_rows(1, heads)?);
+                }
+            }
+            self.choose(&Tensor::f_cat(&rows, 0)?)
+        })
+    }
+
+    fn verify(&mut self, tokens: &[u32]) -> Result<&[u32]> {
+        no_grad(|| {
+            self.pass(tokens)?;
+            let rows = self.stock.f_squeeze_dim(0)?;
+            self.choose(&rows)
+        })
+    }
+
+    fn keep(&mut self, rows: usize) {
+        let rows = rows as i64;
+        let taken_back = self.hidden.size()[1] - rows;
+        self.trunk.truncate(self.trunk.len() - taken_back);
+        if let Some(cache) = &mut self.heads[0] {
+            cache.truncate(cache.len() - taken_back);
+        }
+        self.hidden = self.hidden.narrow(1, 0, rows);
+        self.stock = self.stock.narrow(1, 0, rows);
+    }
+
+    fn draft(&mut self, heads: usize) -> Result<&[u32]> {
+        no_grad(|| {
+            let rows = self.last_rows(1, 1 + heads)?;
+            self.choose(&rows)
+        })
+    }
+
+    fn logits(&mut self, row: usize, into: &mut Vec<f64>) -> Result<()> {
+        let logits = self.logits.f_select(0, row as i64)?.f_to_kind(Kind::Double)?;
+        into.clear();
+        into.extend(Vec::<f64>::try_from(logits)?);
+        Ok(())
+    }
+}
