@@ -11,6 +11,9 @@ use crate::sampler::Sampler;
 use crate::tensor_engine::TensorEngine;
 use crate::{Decoding, Error, GenerateOptions, Generation, Result, StoppedBy};
 
+/// What is called with new tokens and the heads that produced them, and may break off.
+pub type OnTokens<'a> = dyn FnMut(&[u32], &[usize]) -> ControlFlow<()> + 'a;
+
 /// Generates text with a model, one prompt after the other.
 pub struct Decoder<'m> {
     engine: Box<dyn Engine + 'm>,
@@ -80,7 +83,7 @@ impl<'m> Decoder<'m> {
         &mut self,
         prompt: &[u32],
         options: &GenerateOptions,
-        on_tokens: &mut dyn FnMut(&[u32], &[usize]) -> ControlFlow<()>,
+        on_tokens: &mut OnTokens<'_>,
     ) -> Result<Generation> {
         let heads = self.check(prompt, options)?;
         // The last token is never passed itself: one more than there are positions left.
@@ -169,7 +172,7 @@ struct Text<'o> {
     /// Why the text ends at the limit.
     at_limit: StoppedBy,
     options: &'o GenerateOptions,
-    on_tokens: &'o mut dyn FnMut(&[u32], &[usize]) -> ControlFlow<()>,
+    on_tokens: &'o mut OnTokens<'o>,
     sampler: Option<Sampler>,
     logits: Vec<f64>,
 }

@@ -47,7 +47,7 @@ mod options;
 mod sampler;
 mod tensor_engine;
 
-pub use decoder::Decoder;
+pub use decoder::{Decoder, OnTokens};
 pub use error::{Error, Result};
 pub use generation::{Generation, StoppedBy};
 pub use options::{Decoding, GenerateOptions, Sampling};

@@ -46,7 +46,7 @@ impl Sampler {
         drawn
     }
 
-    /// From 0 to below 1 (SplitMix64, Steele et al. 2014).
+    /// From 0 to below 1 (`SplitMix64`, Steele et al. 2014).
     fn uniform(&mut self) -> f64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;
@@ -89,7 +89,7 @@ mod tests {
         let drawn = frequencies(1.0, 0.7, &logits, 20_000);
         assert!(drawn[0] + drawn[2] == 0.0);
         assert!((drawn[1] - 0.625).abs() < 0.015);
-        assert_eq!(frequencies(1.0, 1e-9, &logits, 100)[1].round(), 1.0);
+        assert!(frequencies(1.0, 1e-9, &logits, 100)[1] > 0.999);
     }
 
     #[test]

@@ -246,7 +246,7 @@ fn generation_stops_where_it_should() {
         let none = generate(&mut decoder, &[1], &options(0));
         assert_eq!((none.tokens.len(), none.forward_passes), (0, 0));
         assert_eq!(none.stopped_by, StoppedBy::Limit);
-        assert_eq!(none.tokens_per_forward(), 0.0);
+        assert!(none.tokens_per_forward() == 0.0 && none.acceptance()[0] == 0.0);
 
         let limited = generate(&mut decoder, &[1], &options(17));
         assert_eq!((limited.tokens.len(), limited.stopped_by), (17, StoppedBy::Limit));
