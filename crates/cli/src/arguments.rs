@@ -1,0 +1,247 @@
+//! What can be written on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Multi-token prediction: train models that predict several tokens at once, and decode with
+/// them several times faster, to the same text.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    long_about = "Multi-token prediction: train models that predict several tokens at once, and \
+        decode with them several times faster, to the same text.\n\n\
+        Results go to stdout, progress and logs to stderr (RUST_LOG=debug says more). The exit \
+        code is 0, 1 where the work failed, or 2 where the command line made no sense.",
+    after_help = "Examples:\n  \
+        foretoken train --config crates/experiments/configs/tiny.toml --out runs/tiny\n  \
+        foretoken generate --model runs/tiny/model --prompt 'def main('\n  \
+        foretoken reproduce speed --preset quick"
+)]
+pub(crate) struct Arguments {
+    /// What to do
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train a model as a config says
+    Train(TrainArguments),
+    /// Continue a prompt
+    Generate(GenerateArguments),
+    /// Write every head's logits for a prompt
+    Logits(LogitsArguments),
+    /// Run one of the paper's experiments and write its report
+    Reproduce(ReproduceArguments),
+}
+
+/// Where the arithmetic is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceName {
+    /// This machine's processor
+    Cpu,
+    /// An NVIDIA GPU
+    Cuda,
+}
+
+/// `foretoken train`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Train a model as a config says.\n\n\
+        The config is TOML with the sections [model] (layers in all, attention_heads, kv_heads, \
+        dim, ffn, context), [heads] (type, count), [data] (corpus, or path to a file or folder of \
+        text; tokenizer: bytes or a tokenizer.json), [optimizer] (type: muon or adamw, \
+        learning_rate, muon_learning_rate, weight_decay, clip, schedule, warmup, ...) and [train] \
+        (steps, batch, sequence, seed, checkpoint_every, precision).\n\n\
+        OUT/model is the finished model, OUT/checkpoints the last three states, OUT/metrics.jsonl \
+        a line a step. Ctrl-C saves and prints the command that goes on; the result is then the \
+        same, bit for bit, as that of a run that was never interrupted.",
+    after_help = "Examples:\n  \
+        foretoken train --config crates/experiments/configs/tiny.toml\n  \
+        foretoken train --config tiny.toml --set data.path=notes/ --set heads.count=4 --out runs/notes\n  \
+        foretoken train --config tiny.toml --out runs/notes --set train.steps=400 --resume"
+)]
+pub(crate) struct TrainArguments {
+    /// The config
+    #[arg(long, value_name = "FILE.toml")]
+    pub(crate) config: PathBuf,
+    /// Change a key of the config, such as train.steps=40; may be given again
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Go on from the newest checkpoint in --out; start at step 0 where there is none
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// The run's folder [default: runs/ and the config's name]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// The folder of a corpus that the config names, when not where set-up puts it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) corpus: Option<PathBuf>,
+    /// The folder of the corpus' token shards, so that runs share them [default: OUT/shards]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) shards: Option<PathBuf>,
+    /// Save and stop, as Ctrl-C does, after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) max_seconds: Option<f64>,
+    /// Where the model is trained
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub(crate) device: DeviceName,
+    /// Print what the run came to as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How many tokens a forward pass may bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DecodingName {
+    /// One
+    Autoregressive,
+    /// Up to as many as there are heads, verified: the text is the same
+    Speculative,
+}
+
+/// `foretoken generate`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Continue a prompt.\n\n\
+        The model's heads draft the next tokens and the next forward pass verifies them all at \
+        once, so the text is that of plain decoding, sooner. Greedy unless a temperature is \
+        given. It stops at the end-of-text token, at a stop text, at --max-new-tokens or at the \
+        end of the model's context, and says which on stderr.\n\n\
+        With --json there is a line a prompt: id, text, prompt_tokens, tokens, stopped_by, \
+        forward_passes (the prompt's counts as one), tokens_per_forward, acceptance (per head: \
+        the share of passes in which all drafts up to it were accepted), seconds (prefill and \
+        decode), tokens_per_second.",
+    after_help = "Examples:\n  \
+        foretoken generate --model runs/tiny/model --prompt 'def main('\n  \
+        foretoken generate --model runs/tiny/model --prompt 'class ' --stop '\n\n' --heads 2\n  \
+        foretoken generate --model runs/tiny/model --prompts prompts.jsonl --json\n  \
+        foretoken generate --model runs/tiny/model --prompt 'x = ' --temperature 0.8 --top-p 0.95 --seed 1"
+)]
+pub(crate) struct GenerateArguments {
+    /// The model's folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// The text to continue
+    #[arg(
+        long,
+        value_name = "TEXT",
+        required_unless_present = "prompts",
+        conflicts_with = "prompts",
+        allow_hyphen_values = true
+    )]
+    pub(crate) prompt: Option<String>,
+    /// A file with a prompt a line: {"id": ..., "prompt": "..."}
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Most new tokens
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) max_new_tokens: usize,
+    /// How many tokens a pass may bring [default: speculative, where the model has heads for it
+    /// and no temperature is given]
+    #[arg(long, value_enum)]
+    pub(crate) decoding: Option<DecodingName>,
+    /// Heads to decode with, 1 to the model's own count [default: all]
+    #[arg(long, value_name = "K")]
+    pub(crate) heads: Option<usize>,
+    /// Draw tokens at random: below 1 favours likely ones, above 1 evens them out
+    #[arg(long, value_name = "T")]
+    pub(crate) temperature: Option<f64>,
+    /// Draw only from the most likely tokens that together have this probability
+    #[arg(long, value_name = "P", requires = "temperature")]
+    pub(crate) top_p: Option<f64>,
+    /// The same seed draws the same tokens [default: 0]
+    #[arg(long, value_name = "S", requires = "temperature")]
+    pub(crate) seed: Option<u64>,
+    /// Stop before this text; may be given again
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
+    /// Threads to compute with [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Where the model runs
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub(crate) device: DeviceName,
+    /// Print a JSON object a prompt instead of the text
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Heads of another folder or file: not built yet
+    #[arg(long, value_name = "DIR|FILE", hide = true)]
+    pub(crate) with_heads: Option<PathBuf>,
+    /// Prompts as a conversation: not built yet
+    #[arg(long, hide = true)]
+    pub(crate) chat: bool,
+}
+
+/// `foretoken logits`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Write every head's logits for a prompt, to compare with other software.\n\n\
+        The file has the tensors tokens [seq] (int64) and logits [heads, seq, vocab] (float32): \
+        logits[i, t] is about the token at position t + i + 1.",
+    after_help = "Example:\n  \
+        foretoken logits --model runs/tiny/model --prompt 'def main(' --out logits.safetensors"
+)]
+pub(crate) struct LogitsArguments {
+    /// The model's folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// The text to read
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) prompt: String,
+    /// The file to write
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub(crate) out: PathBuf,
+    /// Print where and what was written as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The presets of an experiment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PresetName {
+    /// Three minutes on two cores
+    Smoke,
+    /// Twenty-five minutes on two cores
+    Quick,
+    /// A hundred minutes on two cores
+    Long,
+    /// Sized for one data-centre GPU
+    Full,
+}
+
+/// `foretoken reproduce`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Run one of the paper's experiments and write its report.\n\n\
+        OUT/EXPERIMENT/PRESET/ gets report.json, report.md, report.html and the trained models. A \
+        run that was interrupted goes on where it was when it is called again.",
+    after_help = "Examples:\n  \
+        foretoken reproduce\n  \
+        foretoken reproduce speed --preset smoke --out target/reproduce"
+)]
+pub(crate) struct ReproduceArguments {
+    /// The experiment
+    #[arg(default_value = "speed")]
+    pub(crate) experiment: String,
+    /// How large a run
+    #[arg(long, value_enum, default_value = "quick")]
+    pub(crate) preset: PresetName,
+    /// The folder for all experiments
+    #[arg(long, value_name = "DIR", default_value = "target/reproduce")]
+    pub(crate) out: PathBuf,
+    /// Where the models are trained and decoded
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub(crate) device: DeviceName,
+    /// The corpus' .py files, when not where set-up puts them: an installed torch for one
+    #[arg(long, value_name = "DIR")]
+    pub(crate) corpus: Option<PathBuf>,
+    /// Python of another package, for the figures on text that is unlike the training's
+    #[arg(long, value_name = "DIR")]
+    pub(crate) other_corpus: Option<PathBuf>,
+    /// Copy the finished report here as EXPERIMENT-PRESET.json, .md and .svg
+    #[arg(long, value_name = "DIR")]
+    pub(crate) publish: Option<PathBuf>,
+}

@@ -1,0 +1,211 @@
+//! `foretoken generate`.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+
+use foretoken_data::StreamDecoder;
+use foretoken_decode::{Decoder, Decoding, GenerateOptions, Generation, Sampling, StoppedBy};
+use serde_json::{Value, json};
+
+use crate::arguments::{DecodingName, GenerateArguments};
+use crate::device::{device, set_threads};
+use crate::failure::usage;
+use crate::model::Opened;
+use crate::output::Output;
+use crate::prompts::{self, Prompt};
+use crate::stop::StopTexts;
+
+pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
+    refuse(arguments)?;
+    set_threads(arguments.threads)?;
+    let prompts = match (&arguments.prompts, &arguments.prompt) {
+        (Some(path), _) => prompts::read(path)?,
+        (None, prompt) => {
+            vec![Prompt { id: Value::from(0), prompt: prompt.clone().unwrap_or_default() }]
+        }
+    };
+    let opened = Opened::new(&arguments.model, device(arguments.device)?)?;
+    let options = options(arguments, &opened)?;
+    let mut session = Session {
+        decoder: Decoder::new(&opened.model)?,
+        opened: &opened,
+        options,
+        arguments,
+        output: Output::new(),
+    };
+    for prompt in &prompts {
+        session.generate(prompt)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Options that are known and can't be had.
+fn refuse(arguments: &GenerateArguments) -> anyhow::Result<()> {
+    if arguments.with_heads.is_some() {
+        return usage("--with-heads is not built yet: name a model folder with its own heads");
+    }
+    if arguments.chat {
+        return usage("--chat is not built yet: write the conversation out as the prompt");
+    }
+    if arguments.stop.iter().any(String::is_empty) {
+        return usage("--stop '': a stop text has at least one character");
+    }
+    if arguments.decoding == Some(DecodingName::Autoregressive)
+        && let Some(heads) = arguments.heads.filter(|&heads| heads != 1)
+    {
+        return usage(format!(
+            "--heads {heads}: autoregressive decoding takes one head; use --decoding speculative"
+        ));
+    }
+    Ok(())
+}
+
+fn options(arguments: &GenerateArguments, opened: &Opened) -> anyhow::Result<GenerateOptions> {
+    let available = opened.model.heads().len();
+    let sampling = arguments.temperature.map(|temperature| Sampling {
+        temperature,
+        top_p: arguments.top_p.unwrap_or(1.0),
+        seed: arguments.seed.unwrap_or(0),
+    });
+    let heads = arguments.heads.unwrap_or(available);
+    let decoding = match arguments.decoding {
+        Some(DecodingName::Autoregressive) => Decoding::Autoregressive,
+        None if sampling.is_some() && arguments.heads.is_none() => Decoding::Autoregressive,
+        _ => Decoding::Speculative { heads },
+    };
+    if heads == 0 || heads > available {
+        return usage(format!("--heads {heads}: the model has {available}; give 1 to {available}"));
+    }
+    let mut end_of_text: Vec<u32> = opened.model.config().end_of_text.into_iter().collect();
+    end_of_text.extend(opened.tokenizer.end_of_text());
+    end_of_text.dedup();
+    Ok(GenerateOptions {
+        max_new_tokens: arguments.max_new_tokens,
+        decoding,
+        end_of_text,
+        sampling,
+        record_gaps: false,
+    })
+}
+
+struct Session<'a> {
+    decoder: Decoder<'a>,
+    opened: &'a Opened,
+    options: GenerateOptions,
+    arguments: &'a GenerateArguments,
+    output: Output,
+}
+
+impl Session<'_> {
+    /// Continues one prompt: streams the text, or writes its line of JSON.
+    fn generate(&mut self, prompt: &Prompt) -> anyhow::Result<()> {
+        let tokens = self.opened.encode(&prompt.prompt)?;
+        let stream = !self.arguments.json;
+        if stream && self.arguments.prompts.is_some() {
+            self.output.line(&format!("# {}", name(&prompt.id)))?;
+        }
+        let mut text = Text {
+            decoder: self.opened.tokenizer.stream(),
+            stops: StopTexts::new(&self.arguments.stop),
+            stream: stream.then_some(&mut self.output),
+            whole: String::new(),
+        };
+        let mut failed = None;
+        let generation =
+            self.decoder.generate(&tokens, &self.options, &mut |new, _| match text.push(new) {
+                Ok(flow) => flow,
+                Err(error) => {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                }
+            })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let (whole, stopped) = text.finish()?;
+        let stopped_by = if stopped { StoppedBy::StopText } else { generation.stopped_by };
+        if stream {
+            self.output.text("\n")?;
+            let summary = summary(&generation, stopped_by);
+            let _ = writeln!(std::io::stderr(), "{summary}");
+            return Ok(());
+        }
+        self.output.json(&json!({
+            "id": prompt.id,
+            "text": whole,
+            "prompt_tokens": tokens.len(),
+            "tokens": generation.tokens,
+            "stopped_by": stopped_by,
+            "forward_passes": generation.forward_passes,
+            "tokens_per_forward": generation.tokens_per_forward(),
+            "acceptance": generation.acceptance(),
+            "seconds": {
+                "prefill": generation.prefill.as_secs_f64(),
+                "decode": generation.decode.as_secs_f64(),
+            },
+            "tokens_per_second": generation.tokens_per_second(),
+        }))
+    }
+}
+
+/// New tokens on their way to text.
+struct Text<'t> {
+    decoder: StreamDecoder,
+    stops: StopTexts<'t>,
+    stream: Option<&'t mut Output>,
+    whole: String,
+}
+
+impl Text<'_> {
+    fn push(&mut self, tokens: &[u32]) -> anyhow::Result<ControlFlow<()>> {
+        for &token in tokens {
+            if let Some(piece) = self.decoder.push(token)? {
+                let piece = self.stops.push(&piece);
+                self.emit(&piece)?;
+            }
+            if self.stops.found() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// The whole text, and whether a stop text ended it.
+    fn finish(mut self) -> anyhow::Result<(String, bool)> {
+        let rest = self.decoder.finish()?;
+        let mut last = self.stops.push(&rest);
+        last.push_str(&self.stops.finish());
+        self.emit(&last)?;
+        Ok((self.whole, self.stops.found()))
+    }
+
+    fn emit(&mut self, piece: &str) -> anyhow::Result<()> {
+        self.whole.push_str(piece);
+        match &mut self.stream {
+            Some(output) if !piece.is_empty() => output.text(piece),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An id as text.
+fn name(id: &Value) -> String {
+    id.as_str().map_or_else(|| id.to_string(), str::to_owned)
+}
+
+fn summary(generation: &Generation, stopped_by: StoppedBy) -> String {
+    let why = match stopped_by {
+        StoppedBy::EndOfText => "the model ended the text",
+        StoppedBy::StopText => "a stop text came",
+        StoppedBy::Limit => "--max-new-tokens reached",
+        StoppedBy::Context => "the model's context is full",
+    };
+    format!(
+        "{} tokens in {} passes ({:.2} tokens per forward), {:.0} tokens/s; {why}",
+        generation.tokens.len(),
+        generation.forward_passes,
+        generation.tokens_per_forward(),
+        generation.tokens_per_second(),
+    )
+}

@@ -1,0 +1,50 @@
+//! `foretoken logits`.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use foretoken_trunk::io::write_safetensors;
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+
+use crate::arguments::LogitsArguments;
+use crate::model::Opened;
+use crate::output::Output;
+
+pub(crate) fn run(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
+    let out = &arguments.out;
+    // A device or a link would be replaced, not written to.
+    let replaceable = !out.exists() || (out.is_file() && !out.is_symlink());
+    ensure!(replaceable, "--out {}: this is not a plain file", out.display());
+    let opened = Opened::new(&arguments.model, Device::Cpu)?;
+    let tokens = opened.encode(&arguments.prompt)?;
+    let (tokens, logits) = tch::no_grad(|| tensors(&opened, &tokens))?;
+    let shape = logits.size();
+    write_safetensors(out, &[("tokens".to_owned(), tokens), ("logits".to_owned(), logits)])
+        .context("cannot write the logits")?;
+    let mut output = Output::new();
+    if arguments.json {
+        output.json(&json!({"out": out, "tokens": [shape[1]], "logits": shape}))?;
+    } else {
+        output.line(&format!(
+            "{}: logits of {} heads at {} positions over {} tokens",
+            out.display(),
+            shape[0],
+            shape[1],
+            shape[2]
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `tokens` `[seq]` and `logits` `[heads, seq, vocab]`.
+fn tensors(opened: &Opened, tokens: &[u32]) -> anyhow::Result<(Tensor, Tensor)> {
+    let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
+    let ids = Tensor::f_from_slice(&ids)?;
+    let model = &opened.model;
+    let hidden = model.hidden(&ids.f_unsqueeze(0)?)?;
+    let heads: Vec<Tensor> = (0..model.heads().len())
+        .map(|head| Ok(model.logits(head, &hidden)?.f_squeeze_dim(0)?.f_to_kind(Kind::Float)?))
+        .collect::<anyhow::Result<_>>()?;
+    Ok((ids, Tensor::f_stack(&heads, 0)?))
+}

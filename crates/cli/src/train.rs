@@ -1,0 +1,132 @@
+//! `foretoken train`.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use foretoken_train::{TrainConfig, TrainOptions, TrainOutcome, train};
+use serde_json::json;
+
+use crate::arguments::{DeviceName, TrainArguments};
+use crate::device::device;
+use crate::failure::usage;
+use crate::interrupt::stop_flag;
+use crate::output::Output;
+
+pub(crate) fn run(arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
+    if let Some(seconds) = arguments.max_seconds
+        && !(seconds > 0.0)
+    {
+        return usage(format!("--max-seconds {seconds}: give more than 0"));
+    }
+    let config = TrainConfig::from_file(&arguments.config, &arguments.set)?;
+    let out = out_folder(arguments);
+    let options = TrainOptions {
+        resume: arguments.resume,
+        stop: stop_flag()?,
+        progress: true,
+        corpus_root: arguments.corpus.clone(),
+        shards_dir: arguments.shards.clone(),
+        max_seconds: arguments.max_seconds,
+        device: device(arguments.device)?,
+        ..TrainOptions::default()
+    };
+    let outcome = train(&config, &out, &options)?;
+    report(&outcome, arguments.json)?;
+    if outcome.interrupted {
+        let _ = writeln!(
+            std::io::stderr(),
+            "stopped after step {} of {}; go on with: {}",
+            outcome.steps,
+            config.train.steps,
+            go_on(arguments, &out)
+        );
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn out_folder(arguments: &TrainArguments) -> PathBuf {
+    arguments.out.clone().unwrap_or_else(|| {
+        let name = arguments.config.file_stem().unwrap_or_default();
+        PathBuf::from("runs").join(name)
+    })
+}
+
+fn report(outcome: &TrainOutcome, as_json: bool) -> anyhow::Result<()> {
+    let mut output = Output::new();
+    if as_json {
+        return output.json(&json!({
+            "model": (!outcome.interrupted).then_some(&outcome.model_dir),
+            "checkpoint": outcome.checkpoint,
+            "interrupted": outcome.interrupted,
+            "steps": outcome.steps,
+            "tokens_seen": outcome.tokens_seen,
+            "seconds": outcome.seconds,
+            "tokens_per_second": outcome.tokens_per_second(),
+            "parameters": outcome.parameters,
+            "validation_loss": outcome.validation_loss,
+            "peak_memory_bytes": outcome.peak_memory_bytes,
+        }));
+    }
+    if outcome.interrupted {
+        return Ok(());
+    }
+    let losses: Vec<String> =
+        outcome.validation_loss.iter().map(|loss| format!("{loss:.3}")).collect();
+    let losses = match losses.len() {
+        0 => String::new(),
+        _ => format!(", validation loss {} nats a token", losses.join(" ")),
+    };
+    output.line(&format!(
+        "{}: {} steps, {} tokens, {:.0} tokens/s{losses}",
+        outcome.model_dir.display(),
+        outcome.steps,
+        outcome.tokens_seen,
+        outcome.tokens_per_second(),
+    ))
+}
+
+/// The command line that goes on with this run.
+fn go_on(arguments: &TrainArguments, out: &std::path::Path) -> String {
+    let program = std::env::args().next().unwrap_or_else(|| "foretoken".to_owned());
+    let mut words = vec![program, "train".to_owned(), "--config".to_owned()];
+    words.push(arguments.config.display().to_string());
+    for set in &arguments.set {
+        words.extend(["--set".to_owned(), set.clone()]);
+    }
+    words.extend(["--out".to_owned(), out.display().to_string()]);
+    for (option, folder) in [("--corpus", &arguments.corpus), ("--shards", &arguments.shards)] {
+        if let Some(folder) = folder {
+            words.extend([option.to_owned(), folder.display().to_string()]);
+        }
+    }
+    if arguments.device == DeviceName::Cuda {
+        words.extend(["--device", "cuda"].map(str::to_owned));
+    }
+    words.push("--resume".to_owned());
+    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a shell takes it back.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_a_shell() {
+        assert_eq!(quoted("train.steps=40"), "train.steps=40");
+        assert_eq!(quoted("my runs"), "'my runs'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+}

@@ -1,0 +1,216 @@
+//! Bad input: one clear line that names what is wrong, a non-zero exit, nothing lost.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::{Place, SHORT, assert_refused, config, error_text, model};
+
+fn cut(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+}
+
+/// Copies the trained model, to damage it.
+fn copy_of_model(place: &Place) -> String {
+    let copy = place.path("copy");
+    fs::create_dir(&copy).unwrap();
+    for entry in fs::read_dir(model()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    copy.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_exits_with_2() {
+    let place = Place::new();
+    let generate = ["generate", "--model", model(), "--prompt", "x"];
+    for (more, parts) in [
+        (&["--with-heads", "other"][..], &["--with-heads", "not built yet"][..]),
+        (&["--chat"], &["--chat", "not built yet"]),
+        (&["--stop", ""], &["--stop"]),
+        (&["--heads", "3"], &["--heads 3", "2"]),
+        (&["--heads", "0"], &["--heads 0"]),
+        (&["--heads", "2", "--decoding", "autoregressive"], &["--heads 2", "speculative"]),
+        (&["--top-p", "0.5"], &["--temperature"]),
+        (&["--threads", "0"], &["--threads 0"]),
+        (&["--device", "cuda"], &["--device cuda"]),
+        (&["--prompts", "x.jsonl"], &["--prompt"]),
+    ] {
+        let output = place.run(&[&generate[..], more].concat());
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {}", error_text(&output));
+        for part in parts {
+            assert!(error_text(&output).contains(part), "{more:?}: {}", error_text(&output));
+        }
+    }
+    let output = place.run(&["generate", "--model", "model.gguf", "--prompt", "x"]);
+    assert_refused(&output, 2, &["model.gguf", "GGUF"]);
+}
+
+#[test]
+fn configs_that_cannot_be_run_are_refused_by_their_key() {
+    let place = Place::new();
+    for (set, parts) in [
+        ("train.step=4", &["`train.step`", "`train.steps`"][..]),
+        ("optimizer.lr=4", &["`optimizer.lr`"]),
+        ("heads.count=4", &["`heads.count`", "model.layers"]),
+        ("train.precision=bfloat16", &["`train.precision`", "not built yet"]),
+        ("train.steps=many", &["train.steps"]),
+        ("steps", &["--set steps"]),
+        ("heads.type=other", &["heads.type", "block"]),
+        ("data.tokenizer=nowhere.json", &["nowhere.json"]),
+    ] {
+        assert_refused(&place.train("run", &["--set", set]).output().unwrap(), 1, parts);
+        assert!(!place.path("run/model").exists());
+    }
+    let missing = place.run(&["train", "--config", "nowhere.toml"]);
+    assert_refused(&missing, 1, &["nowhere.toml"]);
+    fs::write(place.path("broken.toml"), "[model]\nlayers = = 4\n").unwrap();
+    let broken = place.run(&["train", "--config", "broken.toml"]);
+    assert_refused(&broken, 1, &["broken.toml, line 2"]);
+}
+
+#[test]
+fn texts_that_are_missing_empty_or_too_short_are_named() {
+    let place = Place::new();
+    fs::write(place.path("empty.txt"), "").unwrap();
+    fs::write(place.path("short.txt"), "too short\n").unwrap();
+    fs::create_dir(place.path("nothing")).unwrap();
+    for name in ["empty.txt", "short.txt", "nothing", "nowhere"] {
+        let set = format!("data.path={name}");
+        assert_refused(&place.train("run", &["--set", &set]).output().unwrap(), 1, &[name]);
+    }
+    let output = place.foretoken(&["train", "--out", "run", "--corpus", "nowhere", "--config"]);
+    let mut output = output;
+    assert_refused(&output.arg(config()).output().unwrap(), 1, &["nowhere"]);
+}
+
+#[test]
+fn models_that_are_missing_cut_short_or_mixed_up_are_refused_by_file() {
+    let place = Place::new();
+    let refused = |model: &str, parts: &[&str]| {
+        assert_refused(&place.run(&["generate", "--model", model, "--prompt", "x"]), 1, parts);
+        let logits = ["logits", "--model", model, "--prompt", "x", "--out", "l.safetensors"];
+        assert_refused(&place.run(&logits), 1, parts);
+        assert!(!place.path("l.safetensors").exists());
+    };
+    refused("nowhere", &["nowhere"]);
+    let copy = copy_of_model(&place);
+    for file in ["heads.safetensors", "model.safetensors", "config.json", "tokenizer.json"] {
+        let path = Path::new(&copy).join(file);
+        let whole = fs::read(&path).unwrap();
+        cut(&path);
+        refused(&copy, &[file]);
+        fs::remove_file(&path).unwrap();
+        refused(&copy, &[file]);
+        fs::write(&path, whole).unwrap();
+    }
+    assert!(place.run(&["generate", "--model", &copy, "--prompt", "x"]).status.success());
+}
+
+#[test]
+fn prompts_that_are_empty_too_long_or_no_prompts_are_refused() {
+    let place = Place::new();
+    let long = "x".repeat(257);
+    for (prompt, parts) in [(long.as_str(), &["257", "256"][..]), ("", &["prompt", "empty"])] {
+        let generate = ["generate", "--model", model(), "--prompt", prompt];
+        assert_refused(&place.run(&generate), 1, parts);
+        let logits = ["logits", "--model", model(), "--out", "l.safetensors", "--prompt", prompt];
+        assert_refused(&place.run(&logits), 1, parts);
+    }
+    for (content, part) in [("", "prompts.jsonl"), ("{\"prompt\":\"x\"}\nx\n", "line 2")] {
+        fs::write(place.path("prompts.jsonl"), content).unwrap();
+        let generate = ["generate", "--model", model(), "--prompts", "prompts.jsonl"];
+        assert_refused(&place.run(&generate), 1, &["prompts.jsonl", part]);
+    }
+}
+
+#[test]
+fn a_folder_that_holds_a_run_is_left_alone() {
+    let place = Place::new();
+    assert!(place.train("run", &SHORT).output().unwrap().status.success());
+    let again = place.train("run", &SHORT).output().unwrap();
+    assert_refused(&again, 1, &["run", "--resume", "--out"]);
+    let other = [&SHORT[..], &["--resume", "--set", "train.seed=2"]].concat();
+    assert_refused(&place.train("run", &other).output().unwrap(), 1, &["`train.seed`"]);
+}
+
+#[test]
+fn damaged_checkpoints_are_named_and_an_older_one_is_used() {
+    let place = Place::new();
+    let sets = [&SHORT[..], &["--set", "train.checkpoint_every=3"]].concat();
+    assert!(place.train("run", &sets).output().unwrap().status.success());
+    cut(&place.path("run/checkpoints/step-6/optimizer.safetensors"));
+    fs::remove_dir_all(place.path("run/model")).unwrap();
+    let resume = [&sets[..], &["--resume"]].concat();
+    let output = place.train("run", &resume).output().unwrap();
+    assert!(output.status.success(), "{}", error_text(&output));
+    let warning = error_text(&output);
+    assert!(warning.contains("step-6") && warning.contains("optimizer.safetensors"), "{warning}");
+    assert!(place.path("run/model/model.safetensors").exists());
+
+    for step in ["step-3", "step-6"] {
+        fs::remove_file(place.path("run/checkpoints").join(step).join("model.safetensors"))
+            .unwrap();
+    }
+    let output = place.train("run", &resume).output().unwrap();
+    assert_refused(&output, 1, &["step-6/model.safetensors"]);
+}
+
+#[test]
+fn a_shard_that_differs_from_its_manifest_is_never_trained_on() {
+    let place = Place::new();
+    assert!(place.train("run", &SHORT).output().unwrap().status.success());
+    let shards: Vec<String> = place.names("run/shards");
+    let train = shards.iter().find(|name| name.starts_with("train") && name.ends_with(".tokens"));
+    let shard = place.path("run/shards").join(train.unwrap_or_else(|| panic!("{shards:?}")));
+    let whole = fs::read(&shard).unwrap();
+    cut(&shard);
+    // The text is at hand, so the shard is made again; without it, the shard is named.
+    let more = [&SHORT[..], &["--resume", "--set", "train.steps=8"]].concat();
+    assert!(place.train("run", &more).output().unwrap().status.success());
+    assert!(fs::read(&shard).unwrap() == whole);
+}
+
+#[test]
+fn a_full_disk_ends_in_one_line_and_loses_nothing() {
+    let place = Place::new();
+    assert!(place.train("run", &SHORT).output().unwrap().status.success());
+    let before = fs::read(place.path("run/model/model.safetensors")).unwrap();
+    // Files may grow to 100 blocks only; the model is larger, the log of a few steps isn't.
+    let mut command = place.train("run", &[&SHORT[..], &["--resume"]].concat());
+    command.args(["--set", "train.steps=8"]);
+    let words: Vec<String> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .collect();
+    let limited = format!("trap '' XFSZ; ulimit -f 100; exec {}", words.join(" "));
+    let output = Command::new("sh")
+        .args(["-c", &limited])
+        .current_dir(place.path("."))
+        .env("OMP_NUM_THREADS", "1")
+        .output()
+        .unwrap();
+    assert_refused(&output, 1, &["step-8", "--resume"]);
+    assert_eq!(place.names("run/checkpoints"), ["step-6"]);
+    assert!(fs::read(place.path("run/model/model.safetensors")).unwrap() == before);
+    assert!(command.output().unwrap().status.success());
+
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = place.foretoken(&["generate", "--model", model(), "--prompt", "x"]);
+    assert_refused(&command.stdout(full).output().unwrap(), 1, &["stdout"]);
+}
+
+#[test]
+fn logits_replace_plain_files_only() {
+    let place = Place::new();
+    for out in ["/dev/full", "."] {
+        let logits = ["logits", "--model", model(), "--prompt", "x", "--out", out];
+        assert_refused(&place.run(&logits), 1, &[out]);
+    }
+    let logits = ["logits", "--model", model(), "--prompt", "x", "--out", "nowhere/l.safetensors"];
+    assert_refused(&place.run(&logits), 1, &["nowhere"]);
+}
