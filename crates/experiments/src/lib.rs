@@ -1,0 +1,57 @@
+//! The paper's experiments as recipes: config in, report out.
+//!
+//! # Overview
+//!
+//! - [`reproduce`] runs an experiment at a [`Preset`]: it prepares the corpus, trains every model
+//!   of the [`Recipe`], measures how each decodes, and writes `report.json`, `report.md`,
+//!   `report.html` and a picture. What is finished is kept, so an interrupted run goes on where it
+//!   was when it is called again.
+//! - [`Report`] is what every experiment writes: models, decoding rows, an experiment's own figures
+//!   ([`SpeedResults`] for `speed`) and the paper's beside them ([`PaperFigures`]).
+//! - [`render`] draws page, text and picture from a report alone, so that a report that was written
+//!   elsewhere can be rendered again.
+//!
+//! Figures come from the run that wrote them, never from a constant, except for those of the paper.
+//!
+//! # Example
+//!
+//! A recipe of one's own starts from a built-in one:
+//!
+//! ```
+//! use foretoken_experiments::{Preset, Recipe};
+//!
+//! let mut recipe = Recipe::named("speed", Preset::Smoke)?;
+//! recipe.heads = vec![1, 3];
+//! assert_eq!(recipe.config(3)?.heads.count, 3);
+//! # Ok::<(), anyhow::Error>(())
+//! ```
+//!
+//! [`reproduce_with`] then runs it.
+
+mod clock;
+mod corpus;
+mod curves;
+mod files;
+mod machine;
+mod measure;
+mod options;
+mod paper;
+mod prompts;
+mod recipe;
+mod render;
+mod report;
+mod results;
+mod run;
+mod speed;
+mod timing;
+mod training;
+
+pub use options::{Outcome, Preset, ReproduceOptions, Training};
+pub use paper::{PaperFigures, PaperModel, PaperRow};
+pub use recipe::{DecodingPlan, HeldOutPlan, Recipe, ValidationPlan};
+pub use render::{Rendered, render};
+pub use report::{Corpus, DecodingRow, ModelRow, Report, Versions};
+pub use results::{
+    Difference, HeldOutRow, LossCurve, Machine, OutOfDomain, Sample, Settings, SpeedResults, Timing,
+};
+pub use run::{EXPERIMENTS, reproduce, reproduce_with};

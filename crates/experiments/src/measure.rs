@@ -1,0 +1,334 @@
+//! How a trained model decodes, and how well it predicts.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use foretoken_data::{TokenShard, Tokenizer};
+use foretoken_decode::{Decoder, Decoding, GenerateOptions, Generation};
+use foretoken_eval::{
+    Comparison, HeldOut, HeldOutOptions, LossOptions, compare, distinct_8grams, head_losses,
+    held_out,
+};
+use foretoken_heads::MultiTokenModel;
+use serde::{Deserialize, Serialize};
+
+use crate::recipe::Recipe;
+use crate::results::{Difference, Sample};
+use crate::timing::Times;
+
+/// Everything measured on one model; kept in a file, so that it is measured once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Measured {
+    pub(crate) parameters: u64,
+    pub(crate) vocab: usize,
+    pub(crate) validation_loss: Vec<f64>,
+    pub(crate) held_out: HeldOut,
+    pub(crate) other: Option<OnOther>,
+    pub(crate) ways: Vec<WayMeasured>,
+    pub(crate) differences: Vec<Difference>,
+    pub(crate) sample: Option<Sample>,
+}
+
+/// Predictions on another corpus.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct OnOther {
+    pub(crate) loss: Vec<f64>,
+    pub(crate) held_out: HeldOut,
+}
+
+/// Decoding with one number of heads.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct WayMeasured {
+    pub(crate) heads_used: usize,
+    pub(crate) tokens_per_forward: f64,
+    pub(crate) acceptance: Vec<f64>,
+    pub(crate) distinct_8grams: f64,
+    pub(crate) tokens_per_second: f64,
+    pub(crate) speedup: f64,
+    pub(crate) speedup_range: (f64, f64),
+    pub(crate) speedup_with_prompt: f64,
+    pub(crate) speedup_over_baseline: f64,
+    pub(crate) mismatches: usize,
+    pub(crate) near_ties: usize,
+}
+
+/// The texts that models are measured on.
+pub(crate) struct Texts<'t> {
+    pub(crate) tokenizer: &'t Tokenizer,
+    pub(crate) validation: &'t TokenShard,
+    pub(crate) test: &'t TokenShard,
+    pub(crate) other: Option<&'t TokenShard>,
+    pub(crate) prompts: &'t [Vec<u32>],
+}
+
+/// The run was asked to stop.
+#[derive(Debug)]
+pub(crate) struct Stopped;
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted; the same command goes on where it was")
+    }
+}
+
+impl std::error::Error for Stopped {}
+
+/// Fails with [`Stopped`] when the run was asked to stop.
+pub(crate) fn check(stop: &AtomicBool) -> anyhow::Result<()> {
+    if stop.load(Ordering::Relaxed) {
+        return Err(Stopped.into());
+    }
+    Ok(())
+}
+
+/// Measures `model` (called `name`), with the baseline beside it for the wall-clock ratios unless
+/// it is that itself.
+pub(crate) fn measure(
+    name: &str,
+    model: &MultiTokenModel,
+    baseline: Option<&MultiTokenModel>,
+    texts: &Texts,
+    recipe: &Recipe,
+    stop: &AtomicBool,
+) -> anyhow::Result<Measured> {
+    let sequence = recipe.config(1)?.train.sequence;
+    let seed = recipe.config(1)?.train.seed;
+    let losses = LossOptions {
+        windows: recipe.validation.windows,
+        sequence,
+        batch: (4096 / sequence).max(1),
+        seed,
+    };
+    let walk = HeldOutOptions {
+        window: recipe.held_out.window,
+        batch: (2048 / recipe.held_out.window).max(1),
+    };
+    let validation_loss = head_losses(model, texts.validation, &losses)?;
+    check(stop)?;
+    let held_out_here = held_out(model, &first_tokens(texts.test, recipe)?, &walk)?;
+    check(stop)?;
+    let other = match texts.other {
+        Some(shard) => Some(OnOther {
+            loss: head_losses(model, shard, &losses)?,
+            held_out: held_out(model, &first_tokens(shard, recipe)?, &walk)?,
+        }),
+        None => None,
+    };
+    check(stop)?;
+    let (ways, differences) = decode(name, model, baseline, texts.prompts, recipe, stop)?;
+    let heads = model.config().heads.count;
+    let sample = if heads > 1 && recipe.decoding.sample_tokens > 0 {
+        Some(sample(name, model, texts, recipe)?)
+    } else {
+        None
+    };
+    Ok(Measured {
+        parameters: model.parameter_count() as u64,
+        vocab: model.config().architecture.vocab,
+        validation_loss,
+        held_out: held_out_here,
+        other,
+        ways,
+        differences,
+        sample,
+    })
+}
+
+/// The held-out text: the first tokens of a shard, as many as the recipe walks.
+fn first_tokens(shard: &TokenShard, recipe: &Recipe) -> anyhow::Result<Vec<u32>> {
+    Ok(shard.tokens(0..shard.len().min(recipe.held_out.tokens))?)
+}
+
+/// Decodes every prompt in every way, all ways in turn, `repeats` times over.
+fn decode(
+    name: &str,
+    model: &MultiTokenModel,
+    baseline: Option<&MultiTokenModel>,
+    prompts: &[Vec<u32>],
+    recipe: &Recipe,
+    stop: &AtomicBool,
+) -> anyhow::Result<(Vec<WayMeasured>, Vec<Difference>)> {
+    let heads = model.config().heads.count;
+    let mut decoder = Decoder::new(model)?;
+    let mut baseline_decoder = baseline.map(Decoder::new).transpose()?;
+    let references = references(&mut decoder, prompts, recipe, stop)?;
+    let mut outputs: Vec<Vec<Generation>> = vec![Vec::new(); heads];
+    let mut times = vec![Times::default(); heads];
+    let mut baseline_times = Times::default();
+    for repeat in 0..recipe.decoding.repeats {
+        times.iter_mut().for_each(Times::open);
+        baseline_times.open();
+        for (index, prompt) in prompts.iter().enumerate() {
+            check(stop)?;
+            // The baseline, then k = 1, 2, …, starting elsewhere each time.
+            for turn in 0..=heads {
+                let way = (turn + index + repeat) % (heads + 1);
+                if way == 0 {
+                    if let Some(decoder) = &mut baseline_decoder {
+                        baseline_times.add(&generate(decoder, prompt, 1, false, recipe)?);
+                    }
+                    continue;
+                }
+                let run = generate(&mut decoder, prompt, way, false, recipe)?;
+                times[way - 1].add(&run);
+                if repeat == 0 {
+                    outputs[way - 1].push(run);
+                }
+            }
+        }
+    }
+    let mut differences = Vec::new();
+    let ways = (1..=heads)
+        .map(|heads_used| {
+            let outputs = &outputs[heads_used - 1];
+            let parted = compare_all(name, heads_used, &references, outputs);
+            let way = summarise(
+                heads_used,
+                outputs,
+                &parted,
+                &times[heads_used - 1],
+                (&times[0], baseline.map_or(&times[0], |_| &baseline_times)),
+            );
+            differences.extend(parted);
+            way
+        })
+        .collect();
+    Ok((ways, differences))
+}
+
+/// Plain decoding of every prompt with the gaps between its best logits; warms everything up too.
+fn references(
+    decoder: &mut Decoder,
+    prompts: &[Vec<u32>],
+    recipe: &Recipe,
+    stop: &AtomicBool,
+) -> anyhow::Result<Vec<Generation>> {
+    prompts
+        .iter()
+        .map(|prompt| {
+            check(stop)?;
+            generate(decoder, prompt, 1, true, recipe)
+        })
+        .collect()
+}
+
+/// One generation with `heads_used` heads; 1 is plain autoregressive decoding. There is no end of
+/// text, so that all ways write the same number of tokens.
+fn generate(
+    decoder: &mut Decoder,
+    prompt: &[u32],
+    heads_used: usize,
+    record_gaps: bool,
+    recipe: &Recipe,
+) -> anyhow::Result<Generation> {
+    let options = options(heads_used, recipe.decoding.new_tokens, record_gaps);
+    let run = decoder.generate(prompt, &options, &mut |_, _| ControlFlow::Continue(()))?;
+    Ok(run)
+}
+
+fn options(heads_used: usize, new_tokens: usize, record_gaps: bool) -> GenerateOptions {
+    GenerateOptions {
+        max_new_tokens: new_tokens,
+        decoding: match heads_used {
+            1 => Decoding::Autoregressive,
+            heads => Decoding::Speculative { heads },
+        },
+        end_of_text: Vec::new(),
+        sampling: None,
+        record_gaps,
+    }
+}
+
+fn compare_all(
+    name: &str,
+    heads_used: usize,
+    references: &[Generation],
+    outputs: &[Generation],
+) -> Vec<Difference> {
+    references
+        .iter()
+        .zip(outputs)
+        .enumerate()
+        .map(|(prompt, (reference, output))| Difference {
+            model: name.to_owned(),
+            heads_used,
+            prompt,
+            comparison: compare(&reference.tokens, &reference.gaps, &output.tokens),
+        })
+        .filter(|difference| difference.comparison != Comparison::Identical)
+        .collect()
+}
+
+fn summarise(
+    heads_used: usize,
+    outputs: &[Generation],
+    differences: &[Difference],
+    times: &Times,
+    (plain, baseline): (&Times, &Times),
+) -> WayMeasured {
+    let tokens: usize = outputs.iter().map(|run| run.tokens.len()).sum();
+    let passes: usize = outputs.iter().map(|run| run.forward_passes).sum();
+    let acceptance = (0..heads_used).map(|head| {
+        let accepted = |run: &Generation| run.accepted.get(head).copied().unwrap_or(0);
+        outputs.iter().map(accepted).sum::<usize>() as f64 / passes.max(1) as f64
+    });
+    let texts: Vec<&[u32]> = outputs.iter().map(|run| &run.tokens[..]).collect();
+    let near_ties = differences
+        .iter()
+        .filter(|difference| matches!(difference.comparison, Comparison::NearTie { .. }))
+        .count();
+    let (speedup, low, high) = times.speedup_over(plain);
+    WayMeasured {
+        heads_used,
+        tokens_per_forward: tokens as f64 / passes.max(1) as f64,
+        acceptance: acceptance.collect(),
+        distinct_8grams: distinct_8grams(&texts),
+        // The first token of each prompt is the prompt's pass.
+        tokens_per_second: (tokens - outputs.len()) as f64 / times.median_decode().max(1e-9),
+        speedup,
+        speedup_range: (low, high),
+        speedup_with_prompt: times.speedup_with_prompt(plain),
+        speedup_over_baseline: times.speedup_over(baseline).0,
+        mismatches: differences.len() - near_ties,
+        near_ties,
+    }
+}
+
+/// A text with the head of each token, from the first prompt, with all heads.
+fn sample(
+    name: &str,
+    model: &MultiTokenModel,
+    texts: &Texts,
+    recipe: &Recipe,
+) -> anyhow::Result<Sample> {
+    let prompt = texts.prompts.first().context("there are no prompts")?;
+    let heads_used = model.config().heads.count;
+    let options = options(heads_used, recipe.decoding.sample_tokens, false);
+    let mut decoder = Decoder::new(model)?;
+    let run = decoder.generate(prompt, &options, &mut |_, _| ControlFlow::Continue(()))?;
+    Ok(Sample {
+        model: name.to_owned(),
+        heads_used,
+        prompt: texts.tokenizer.decode(prompt)?,
+        pieces: pieces(texts.tokenizer, &run)?,
+        tokens: run.tokens.len(),
+        forward_passes: run.forward_passes,
+    })
+}
+
+/// Text and head of each token. A character of several tokens belongs to the one that ends it.
+fn pieces(tokenizer: &Tokenizer, run: &Generation) -> anyhow::Result<Vec<(String, usize)>> {
+    let mut stream = tokenizer.stream();
+    let mut pieces = Vec::new();
+    for (&token, &head) in run.tokens.iter().zip(&run.drafted_by) {
+        if let Some(text) = stream.push(token)? {
+            pieces.push((text, head));
+        }
+    }
+    let rest = stream.finish()?;
+    if !rest.is_empty() {
+        pieces.push((rest, 0));
+    }
+    Ok(pieces)
+}

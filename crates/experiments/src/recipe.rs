@@ -1,0 +1,226 @@
+//! What an experiment trains and measures, as a TOML file says it.
+
+use anyhow::{Context, bail, ensure};
+use foretoken_train::TrainConfig;
+use serde::Deserialize;
+
+use crate::Preset;
+
+/// A preset of an experiment: models, how long they are trained, how much is measured.
+///
+/// The recipes of the presets are compiled in, so that the binary needs no other file; their
+/// sources are in `configs/`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Minutes that the whole run is meant to take on the hardware of its preset.
+    pub minutes: f64,
+    /// Heads of each model, n. A baseline with one head comes first.
+    pub heads: Vec<usize>,
+    /// Decoding of the models' own text.
+    pub decoding: DecodingPlan,
+    /// The walk over held-out text.
+    pub held_out: HeldOutPlan,
+    /// The validation loss.
+    pub validation: ValidationPlan,
+    /// The training that all models share but for `heads.count`: a config as `foretoken train`
+    /// reads it.
+    pub config: toml::Table,
+}
+
+/// How the models' own text is decoded.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecodingPlan {
+    /// Prompts, cut from the test split at seeded places.
+    pub prompts: usize,
+    /// Tokens of each.
+    pub prompt_tokens: usize,
+    /// New tokens of each.
+    pub new_tokens: usize,
+    /// Times that every prompt is decoded in every way.
+    pub repeats: usize,
+    /// New tokens of the coloured sample.
+    pub sample_tokens: usize,
+    /// Number format of the weights: `float32`, `bfloat16` or `float64`.
+    pub precision: String,
+}
+
+/// How much held-out text is walked.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldOutPlan {
+    /// Tokens, from the start of the test split.
+    pub tokens: usize,
+    /// Positions in a window.
+    pub window: usize,
+}
+
+/// On how much text losses are measured.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationPlan {
+    /// Windows, cut from the validation split at seeded places; each as long as a training
+    /// sequence.
+    pub windows: usize,
+}
+
+impl Recipe {
+    /// The recipe of an experiment at a preset.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such experiment.
+    pub fn named(experiment: &str, preset: Preset) -> anyhow::Result<Self> {
+        let text = match (experiment, preset) {
+            ("speed", Preset::Smoke) => include_str!("../configs/speed-smoke.toml"),
+            ("speed", Preset::Quick) => include_str!("../configs/speed-quick.toml"),
+            ("speed", Preset::Long) => include_str!("../configs/speed-long.toml"),
+            ("speed", Preset::Full) => include_str!("../configs/speed-full.toml"),
+            _ => bail!(
+                "no experiment is called \"{experiment}\": there is {}",
+                crate::EXPERIMENTS.join(", ")
+            ),
+        };
+        Self::from_toml(text).with_context(|| format!("the recipe {experiment}-{preset}"))
+    }
+
+    /// Reads a recipe and checks it.
+    ///
+    /// # Errors
+    ///
+    /// When a key is missing, unknown or has a value that cannot work; the message names it.
+    pub fn from_toml(text: &str) -> anyhow::Result<Self> {
+        let recipe: Self = toml::from_str(text).context("not a recipe")?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// The training config of the model with `heads` heads, as TOML.
+    ///
+    /// # Errors
+    ///
+    /// When `config` is not a table of tables.
+    pub fn config_toml(&self, heads: usize) -> anyhow::Result<String> {
+        let mut config = self.config.clone();
+        let section =
+            config.entry("heads").or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        section
+            .as_table_mut()
+            .context("config.heads is not a section")?
+            .insert("count".to_owned(), toml::Value::Integer(heads as i64));
+        toml::to_string(&config).context("cannot write the training config")
+    }
+
+    /// The training config of the model with `heads` heads.
+    ///
+    /// # Errors
+    ///
+    /// When the config is not one that `foretoken train` accepts.
+    pub fn config(&self, heads: usize) -> anyhow::Result<TrainConfig> {
+        let text = self.config_toml(heads)?;
+        TrainConfig::from_toml(&text, &[])
+            .with_context(|| format!("the config of the model with {heads} heads"))
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.heads.first() == Some(&1),
+            "heads has to start with 1, the baseline that all speed-ups refer to"
+        );
+        ensure!(
+            self.heads.is_sorted_by(|a, b| a < b),
+            "heads has to name each number once, in rising order"
+        );
+        for (key, value) in [
+            ("decoding.prompts", self.decoding.prompts),
+            ("decoding.prompt_tokens", self.decoding.prompt_tokens),
+            ("decoding.new_tokens", self.decoding.new_tokens),
+            ("decoding.repeats", self.decoding.repeats),
+            ("held_out.tokens", self.held_out.tokens),
+            ("held_out.window", self.held_out.window),
+            ("validation.windows", self.validation.windows),
+        ] {
+            ensure!(value > 0, "{key} is 0: it has to be at least 1");
+        }
+        for &heads in &self.heads {
+            let config = self.config(heads)?;
+            let context = config.model.context;
+            let longest = self.decoding.new_tokens.max(self.decoding.sample_tokens);
+            let needed = self.decoding.prompt_tokens + longest + heads;
+            ensure!(
+                needed <= context,
+                "prompt, new tokens and drafts need {needed} positions, but config.model.context is {context}"
+            );
+            ensure!(
+                self.held_out.window <= context,
+                "held_out.window is {}, but config.model.context is {context}",
+                self.held_out.window
+            );
+        }
+        precision(&self.decoding.precision)?;
+        Ok(())
+    }
+}
+
+/// The tensor kind of a precision's name.
+pub(crate) fn precision(name: &str) -> anyhow::Result<tch::Kind> {
+    match name {
+        "float32" => Ok(tch::Kind::Float),
+        "bfloat16" => Ok(tch::Kind::BFloat16),
+        "float64" => Ok(tch::Kind::Double),
+        other => {
+            bail!("decoding.precision is \"{other}\": it has to be float32, bfloat16 or float64")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_preset_has_a_recipe_whose_models_can_be_trained() {
+        for preset in Preset::ALL {
+            let recipe = Recipe::named("speed", preset).unwrap();
+            for &heads in &recipe.heads {
+                let config = recipe.config(heads).unwrap();
+                assert_eq!(config.heads.count, heads);
+            }
+        }
+    }
+
+    #[test]
+    fn models_of_a_recipe_differ_in_their_heads_alone() {
+        let recipe = Recipe::named("speed", Preset::Quick).unwrap();
+        let mut eight = recipe.config(8).unwrap();
+        eight.heads.count = 1;
+        assert_eq!(eight, recipe.config(1).unwrap());
+    }
+
+    #[test]
+    fn the_models_with_eight_heads_have_at_least_ten_layers() {
+        for preset in Preset::ALL {
+            let recipe = Recipe::named("speed", preset).unwrap();
+            if recipe.heads.contains(&8) {
+                assert!(recipe.config(8).unwrap().model.layers >= 10, "{preset}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_experiment_is_named_beside_those_that_exist() {
+        let error = Recipe::named("speeed", Preset::Quick).unwrap_err().to_string();
+        assert!(error.contains("speeed") && error.contains("there is speed"));
+    }
+
+    #[test]
+    fn a_recipe_without_baseline_or_with_a_short_context_is_refused() {
+        let text = include_str!("../configs/speed-smoke.toml");
+        let without = text.replace("heads = [1, ", "heads = [2, ");
+        assert!(Recipe::from_toml(&without).unwrap_err().to_string().contains("baseline"));
+        let long = text.replace("new_tokens = ", "new_tokens = 10");
+        let error = Recipe::from_toml(&long).unwrap_err().to_string();
+        assert!(error.contains("config.model.context"), "{error}");
+    }
+}

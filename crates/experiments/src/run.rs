@@ -1,0 +1,72 @@
+//! The entry: which experiment, and its end.
+
+use anyhow::Context;
+
+use crate::measure::Stopped;
+use crate::render::{self, Rendered};
+use crate::report::Report;
+use crate::{Outcome, Recipe, ReproduceOptions, speed};
+
+/// The experiments that [`reproduce`] knows.
+pub const EXPERIMENTS: [&str; 1] = ["speed"];
+
+/// Runs an experiment and writes its report, going on where an interrupted run was.
+///
+/// Progress goes to stderr. At the end the table and the paths of the report go to stdout.
+///
+/// # Errors
+///
+/// When the experiment is unknown, the corpus is missing, a file cannot be written or a training
+/// fails. What is finished is kept.
+pub fn reproduce(options: &ReproduceOptions) -> anyhow::Result<Outcome> {
+    let recipe = Recipe::named(&options.experiment, options.preset)?;
+    reproduce_with(options, &recipe)
+}
+
+/// As [`reproduce`], by a recipe of one's own.
+///
+/// # Errors
+///
+/// As [`reproduce`].
+pub fn reproduce_with(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Result<Outcome> {
+    match speed::run(options, recipe) {
+        Ok(report) => finish(options, &report),
+        Err(error) if error.is::<Stopped>() => {
+            eprintln!("{error}");
+            Ok(Outcome::Interrupted)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes the report in all its forms and says where it is.
+fn finish(options: &ReproduceOptions, report: &Report) -> anyhow::Result<Outcome> {
+    let folder = options.folder();
+    let rendered = render::render(report)?;
+    let json = folder.join("report.json");
+    let markdown = folder.join("report.md");
+    let html = folder.join("report.html");
+    crate::files::write_atomically(&json, &report.to_json()?)?;
+    crate::files::write_atomically(&markdown, &rendered.markdown)?;
+    crate::files::write_atomically(&html, &rendered.html)?;
+    crate::files::write_atomically(&folder.join("speed.svg"), &rendered.svg)?;
+    if let Some(place) = &options.publish {
+        publish(place, report, &rendered)?;
+    }
+    println!("{}", rendered.summary);
+    for path in [&markdown, &json, &html] {
+        println!("{}", path.display());
+    }
+    Ok(Outcome::Finished { json, markdown, html })
+}
+
+/// Copies the report to where finished reports are kept, as `EXPERIMENT-PRESET.…`.
+fn publish(place: &std::path::Path, report: &Report, rendered: &Rendered) -> anyhow::Result<()> {
+    std::fs::create_dir_all(place)
+        .with_context(|| format!("cannot make the folder {}", place.display()))?;
+    let name = format!("{}-{}", report.experiment, report.preset);
+    let file = |ending: &str| place.join(format!("{name}.{ending}"));
+    crate::files::write_atomically(&file("json"), &report.to_json()?)?;
+    crate::files::write_atomically(&file("md"), &rendered.markdown)?;
+    crate::files::write_atomically(&file("svg"), &rendered.svg)
+}

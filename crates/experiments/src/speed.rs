@@ -1,0 +1,363 @@
+//! The speed experiment: a next-token baseline beside models with more heads, trained on equal
+//! terms, then decoded with k = 1 … n heads.
+
+use anyhow::Context;
+use foretoken_data::{Split, TokenShard, open_split};
+use foretoken_eval::{HeldOut, Walk};
+use foretoken_heads::MultiTokenModel;
+use serde_json::to_value;
+
+use crate::clock::Clock;
+use crate::corpus::{Prepared, other_corpus, training_corpus};
+use crate::curves::loss_curve;
+use crate::files::{cache, cached, fingerprint};
+use crate::machine::{device_name, machine};
+use crate::measure::{Measured, Texts, check, measure};
+use crate::paper::PaperFigures;
+use crate::prompts::prompts;
+use crate::recipe::precision;
+use crate::render::text::duration;
+use crate::report::{DecodingRow, ModelRow, Report, Versions};
+use crate::results::{HeldOutRow, LossCurve, OutOfDomain, Settings, SpeedResults, Timing};
+use crate::training::{Job, ModelFolder, Trained};
+use crate::{Recipe, ReproduceOptions};
+
+/// Raised when what is measured changes, so that cached measurements are taken again.
+const MEASUREMENTS: &str = "1";
+
+/// Runs the experiment and returns its report.
+pub(crate) fn run(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Result<Report> {
+    let folder = options.folder();
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    let mut clock = Clock::open(&folder)?;
+    eprintln!(
+        "{} at preset {}: {} models, about {} in all",
+        options.experiment,
+        options.preset,
+        recipe.heads.len(),
+        duration(recipe.minutes * 60.0)
+    );
+    clock.start("corpus", true)?;
+    eprintln!("preparing the corpus");
+    let corpus = training_corpus(options, &recipe.config(1)?)?;
+    let other = other_corpus(options, &corpus.tokenizer)?;
+    clock.stop()?;
+    let run = Run { options, recipe, corpus: &corpus, other: other.as_ref() };
+    let jobs = run.jobs()?;
+    let trained = run.train(&jobs, &mut clock)?;
+    let measured = run.measure(&jobs, &mut clock)?;
+    run.report(&jobs, &trained, &measured, clock.seconds())
+}
+
+/// What all steps of a run share.
+struct Run<'r> {
+    options: &'r ReproduceOptions,
+    recipe: &'r Recipe,
+    corpus: &'r Prepared,
+    other: Option<&'r Prepared>,
+}
+
+impl<'r> Run<'r> {
+    /// A training for each number of heads.
+    fn jobs(&self) -> anyhow::Result<Vec<Job<'r>>> {
+        let job = |&heads: &usize| {
+            Ok(Job {
+                options: self.options,
+                config_toml: self.recipe.config_toml(heads)?,
+                config: self.recipe.config(heads)?,
+                corpus: self.corpus,
+                folder: ModelFolder(self.options.folder().join("models").join(name(heads))),
+            })
+        };
+        self.recipe.heads.iter().map(job).collect()
+    }
+
+    /// Trains what is not trained yet.
+    fn train(&self, jobs: &[Job], clock: &mut Clock) -> anyhow::Result<Vec<Trained>> {
+        let mut all = Vec::new();
+        for (index, job) in jobs.iter().enumerate() {
+            check(&self.options.stop)?;
+            let name = name(job.config.heads.count);
+            let place = format!("[{}/{}]", index + 1, 2 * jobs.len());
+            if let Some(trained) = job.finished() {
+                eprintln!("{place} {name} is trained already");
+                all.push(trained);
+                continue;
+            }
+            eprintln!(
+                "{place} training {name}: {} steps of {} tokens; {} of about {} are over",
+                job.config.train.steps,
+                job.config.tokens_per_step(),
+                duration(clock.seconds()),
+                duration(self.recipe.minutes * 60.0)
+            );
+            all.push(job.run(clock, &format!("train {name}"))?);
+        }
+        Ok(all)
+    }
+
+    /// Measures what is not measured yet.
+    fn measure(&self, jobs: &[Job], clock: &mut Clock) -> anyhow::Result<Vec<Measured>> {
+        let texts = OwnedTexts::open(self)?;
+        let mut all: Vec<Measured> = Vec::new();
+        for (index, job) in jobs.iter().enumerate() {
+            check(&self.options.stop)?;
+            let name = name(job.config.heads.count);
+            let place = format!("[{}/{}]", jobs.len() + index + 1, 2 * jobs.len());
+            let path = job.folder.measured();
+            let fingerprint = self.measurement(&jobs[0], job)?;
+            if let Some(measured) = cached(&path, &fingerprint) {
+                eprintln!("{place} {name} is measured already");
+                all.push(measured);
+                continue;
+            }
+            eprintln!(
+                "{place} measuring {name}: {} prompts, {} held-out tokens",
+                self.recipe.decoding.prompts, self.recipe.held_out.tokens
+            );
+            clock.start(&format!("measure {name}"), true)?;
+            let measured = self.measure_one(&jobs[0], job, &texts.borrowed(self))?;
+            cache(&path, &fingerprint, measured.clone())?;
+            clock.stop()?;
+            all.push(measured);
+        }
+        Ok(all)
+    }
+
+    /// Everything that a measurement depends on.
+    fn measurement(&self, baseline: &Job, job: &Job) -> anyhow::Result<String> {
+        let (decoding, held_out) = (&self.recipe.decoding, &self.recipe.held_out);
+        let plan = format!("{decoding:?} {held_out:?} {:?}", self.recipe.validation);
+        let other = self.other.map_or("", |other| &other.manifest.sha256);
+        Ok(fingerprint(&[
+            MEASUREMENTS,
+            &job.folder.weights()?,
+            &baseline.folder.weights()?,
+            &self.corpus.manifest.sha256,
+            &plan,
+            other,
+            device_name(self.options.device),
+        ]))
+    }
+
+    fn measure_one(&self, baseline: &Job, job: &Job, texts: &Texts) -> anyhow::Result<Measured> {
+        let kind = precision(&self.recipe.decoding.precision)?;
+        let load = |job: &Job| {
+            MultiTokenModel::load(&job.folder.model(), kind, self.options.device)
+                .with_context(|| format!("loading {}", job.folder.model().display()))
+        };
+        let model = load(job)?;
+        let is_baseline = job.config.heads.count == baseline.config.heads.count;
+        let baseline = if is_baseline { None } else { Some(load(baseline)?) };
+        measure(
+            &name(job.config.heads.count),
+            &model,
+            baseline.as_ref(),
+            texts,
+            self.recipe,
+            &self.options.stop,
+        )
+    }
+
+    fn report(
+        &self,
+        jobs: &[Job],
+        trained: &[Trained],
+        measured: &[Measured],
+        wall_seconds: f64,
+    ) -> anyhow::Result<Report> {
+        let models = jobs.iter().zip(trained).zip(measured);
+        let models: Vec<ModelRow> = models.map(|((job, t), m)| model_row(job, t, m)).collect();
+        let decoding = jobs.iter().zip(measured);
+        let decoding = decoding.flat_map(|(job, measured)| self.decoding_rows(job, measured));
+        Ok(Report {
+            experiment: self.options.experiment.clone(),
+            preset: self.options.preset.to_string(),
+            seed: jobs[0].config.train.seed,
+            device: device_name(self.options.device).to_owned(),
+            versions: Versions::current(),
+            wall_seconds,
+            corpus: self.corpus.row(),
+            models,
+            decoding: decoding.collect(),
+            results: to_value(self.results(jobs, measured)?)?,
+            paper: to_value(PaperFigures::for_heads(&self.recipe.heads))?,
+        })
+    }
+
+    fn decoding_rows(&self, job: &Job, measured: &Measured) -> Vec<DecodingRow> {
+        let plan = &self.recipe.decoding;
+        let walks = measured.held_out.walks();
+        let rows = measured.ways.iter().zip(walks).map(|(way, walk)| DecodingRow {
+            model: name(job.config.heads.count),
+            heads_used: way.heads_used,
+            batch: 1,
+            prompts: plan.prompts,
+            new_tokens: plan.new_tokens,
+            tokens_per_forward: way.tokens_per_forward,
+            held_out_tokens_per_forward: walk.tokens_per_forward(),
+            distinct_8grams: way.distinct_8grams,
+            acceptance: way.acceptance.clone(),
+            tokens_per_second: way.tokens_per_second,
+            speedup: way.speedup,
+            speedup_over_baseline: way.speedup_over_baseline,
+            identical_outputs: way.mismatches == 0,
+            mismatches: way.mismatches,
+            near_ties: way.near_ties,
+        });
+        rows.collect()
+    }
+
+    fn results(&self, jobs: &[Job], measured: &[Measured]) -> anyhow::Result<SpeedResults> {
+        let named = || {
+            let names = jobs.iter().map(|job| name(job.config.heads.count));
+            names.zip(measured)
+        };
+        let test_tokens = self.corpus.manifest.splits.test.tokens as usize;
+        let loss_curves = jobs.iter().map(|job| {
+            Ok(LossCurve {
+                model: name(job.config.heads.count),
+                points: loss_curve(&job.folder.metrics())?,
+            })
+        });
+        Ok(SpeedResults {
+            settings: Settings {
+                prompt_tokens: self.recipe.decoding.prompt_tokens,
+                repeats: self.recipe.decoding.repeats,
+                held_out_window: self.recipe.held_out.window,
+                held_out_tokens: self.recipe.held_out.tokens.min(test_tokens),
+                validation_windows: self.recipe.validation.windows,
+                validation_sequence: jobs[0].config.train.sequence,
+                precision: self.recipe.decoding.precision.clone(),
+            },
+            machine: machine(self.options.device),
+            timing: named().flat_map(|(name, m)| timing(&name, m)).collect(),
+            differences: measured.iter().flat_map(|m| m.differences.clone()).collect(),
+            held_out: named().flat_map(|(name, m)| held_out_rows(&name, &m.held_out)).collect(),
+            out_of_domain: self.out_of_domain(named()),
+            loss_curves: loss_curves.collect::<anyhow::Result<_>>()?,
+            sample: best_sample(measured),
+            notes: self.notes(),
+        })
+    }
+
+    fn out_of_domain<'m>(
+        &self,
+        named: impl Iterator<Item = (String, &'m Measured)>,
+    ) -> Option<OutOfDomain> {
+        let other = &self.other?.manifest;
+        let (mut loss, mut rows) = (Vec::new(), Vec::new());
+        for (name, measured) in named {
+            let on_other = measured.other.as_ref()?;
+            rows.extend(held_out_rows(&name, &on_other.held_out));
+            loss.push((name, on_other.loss.clone()));
+        }
+        Some(OutOfDomain {
+            corpus: other.name.clone(),
+            sha256: other.sha256.clone(),
+            tokens: self.recipe.held_out.tokens.min(other.splits.test.tokens as usize),
+            loss,
+            rows,
+        })
+    }
+
+    fn notes(&self) -> Vec<String> {
+        if self.other.is_some() {
+            return Vec::new();
+        }
+        vec![
+            "Python from another package was not at hand, so the out-of-domain check was left out: \
+             `cargo xtask setup` fetches it, and any folder of .py files will do."
+                .to_owned(),
+        ]
+    }
+}
+
+/// A model's name: `n4`.
+fn name(heads: usize) -> String {
+    format!("n{heads}")
+}
+
+/// Shards and prompts, open.
+struct OwnedTexts {
+    validation: TokenShard,
+    test: TokenShard,
+    other: Option<TokenShard>,
+    prompts: Vec<Vec<u32>>,
+}
+
+impl OwnedTexts {
+    fn open(run: &Run) -> anyhow::Result<Self> {
+        let test = open_split(&run.corpus.folder, Split::Test)?;
+        let plan = &run.recipe.decoding;
+        let seed = run.recipe.config(1)?.train.seed;
+        let other = run.other.map(|other| open_split(&other.folder, Split::Test));
+        Ok(Self {
+            validation: open_split(&run.corpus.folder, Split::Validation)?,
+            prompts: prompts(&test, plan.prompts, plan.prompt_tokens, seed)?,
+            test,
+            other: other.transpose()?,
+        })
+    }
+
+    fn borrowed<'t>(&'t self, run: &Run<'t>) -> Texts<'t> {
+        Texts {
+            tokenizer: &run.corpus.tokenizer,
+            validation: &self.validation,
+            test: &self.test,
+            other: self.other.as_ref(),
+            prompts: &self.prompts,
+        }
+    }
+}
+
+fn model_row(job: &Job, trained: &Trained, measured: &Measured) -> ModelRow {
+    let config = &job.config;
+    ModelRow {
+        name: name(config.heads.count),
+        heads: config.heads.count,
+        head_type: config.heads.kind.clone(),
+        layers: config.model.layers,
+        dim: config.model.dim,
+        parameters: measured.parameters,
+        vocab: measured.vocab,
+        steps: trained.steps,
+        tokens_seen: trained.tokens_seen,
+        train_seconds: trained.seconds,
+        tokens_per_second: trained.tokens_seen as f64 / trained.seconds.max(1e-9),
+        peak_memory_bytes: trained.peak_memory_bytes,
+        validation_loss: measured.validation_loss.clone(),
+    }
+}
+
+fn timing(name: &str, measured: &Measured) -> Vec<Timing> {
+    let rows = measured.ways.iter().map(|way| Timing {
+        model: name.to_owned(),
+        heads_used: way.heads_used,
+        step_cost: way.tokens_per_forward / way.speedup.max(1e-9),
+        speedup_with_prompt: way.speedup_with_prompt,
+        speedup_range: way.speedup_range,
+    });
+    rows.collect()
+}
+
+fn held_out_rows(name: &str, held_out: &HeldOut) -> Vec<HeldOutRow> {
+    let rows = held_out.walks().iter().zip(1..).map(|(walk, heads_used)| HeldOutRow {
+        model: name.to_owned(),
+        heads_used,
+        tokens_per_forward: walk.tokens_per_forward(),
+        acceptance: walk.acceptance(),
+    });
+    rows.collect()
+}
+
+/// The sample of the model that reaches farthest on held-out text.
+fn best_sample(measured: &[Measured]) -> Option<crate::Sample> {
+    let reach = |m: &Measured| m.held_out.walks().last().map_or(0.0, Walk::tokens_per_forward);
+    measured
+        .iter()
+        .filter(|m| m.sample.is_some())
+        .max_by(|a, b| reach(a).total_cmp(&reach(b)))
+        .and_then(|m| m.sample.clone())
+}
