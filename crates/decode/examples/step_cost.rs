@@ -2,10 +2,12 @@
 //!
 //! `cargo run --release -p foretoken-decode --example step_cost [-- THREADS [PROMPT]]`
 //!
-//! Drafts of a random model are hardly ever accepted, so a pass brings one token and the figures
+//! The median over all passes is printed, so that a pass that another process interrupts does not
+//! count. Drafts of a random model are hardly ever accepted, so a pass brings one token and the figures
 //! are the cost of a pass alone: what speculation gains is tokens per pass divided by the ratio.
 
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 use foretoken_decode::{Decoder, Decoding, GenerateOptions};
 use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
@@ -64,9 +66,16 @@ fn measure(
                 decoding: setting,
                 ..GenerateOptions::default()
             };
-            let text =
-                decoder.generate(&prompt, &options, &mut |_, _| ControlFlow::Continue(()))?;
-            seconds.push(text.decode.as_secs_f64() / (text.forward_passes - 1).max(1) as f64);
+            let mut last = None;
+            // Each pass ends with a token of head 0.
+            let text = decoder.generate(&prompt, &options, &mut |_, heads| {
+                if heads == [0] {
+                    let now = Instant::now();
+                    let started = last.replace(now);
+                    seconds.extend(started.map(|started| (now - started).as_secs_f64()));
+                }
+                ControlFlow::Continue(())
+            })?;
             prefill = prefill.min(text.prefill.as_secs_f64());
         }
     }
