@@ -24,6 +24,7 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     tokenizer = Tokenizer.from_file(os.path.join(arguments.model, "tokenizer.json"))
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
