@@ -61,6 +61,8 @@ impl Metadata {
             "--format-version",
             "1",
             "--locked",
+            "--filter-platform",
+            "x86_64-unknown-linux-gnu",
         ]))?;
         serde_json::from_str(&text).context("`cargo metadata` answers in an unknown form")
     }
