@@ -36,4 +36,4 @@ pub use config::{HeadsConfig, ModelConfig};
 pub use error::{Error, Result};
 pub use head::{Head, HeadContext, Tap};
 pub use model::MultiTokenModel;
-pub use registry::Registry;
+pub use registry::{BuildHead, Registry};

@@ -124,7 +124,7 @@ fn damaged_folders_are_refused_with_the_file_and_the_tensor_named() {
     tensors[0].1 = tensors[0].1.transpose(0, 1).contiguous();
     write_safetensors(&at("model.safetensors"), &tensors).unwrap();
     expect(&[tensors[0].0.as_str(), "expected shape"]);
-    tensors.remove(0);
+    drop(tensors.remove(0));
     write_safetensors(&at("model.safetensors"), &tensors).unwrap();
     expect(&["is missing"]);
 

@@ -73,7 +73,7 @@ impl AttentionShape {
     }
 }
 
-/// softmax(q kᵀ / √head_dim + causal mask) v with rotary positions from 0.
+/// softmax(q kᵀ / √d + causal mask) v with rotary positions from 0, d the width of a head.
 ///
 /// `qkv`: the joint projection, `[batch, seq, (heads + 2·kv_heads)·head_dim]`, taken by value
 /// because the fused path turns its queries and keys in place; returns `[batch, seq,
@@ -81,6 +81,7 @@ impl AttentionShape {
 ///
 /// # Errors
 /// When the width does not match `shape` or the sequence is longer than the rotary tables.
+#[allow(clippy::needless_pass_by_value)] // the caller's tensor is spent
 pub fn causal_attention(qkv: Tensor, shape: AttentionShape, rotary: &Rotary) -> Result<Tensor> {
     let (batch, seq) = shape.check(&qkv)?;
     rotary.check(0, seq)?;

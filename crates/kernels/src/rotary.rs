@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 /// Cosines and sines of all positions up to a limit.
 ///
-/// The angle of pair i at position p is p · theta^(−2i / head_dim). Tables are computed in float64.
+/// The angle of pair i at position p is p · theta^(−2i / `head_dim`). Tables are computed in float64.
 #[derive(Debug)]
 pub struct Rotary {
     /// `[positions, head_dim / 2]`

@@ -46,17 +46,18 @@ pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
 fn swiglu_gradient(gate_up: &Tensor, dy: &Tensor, ffn: usize) -> Tensor {
     let dy = dy.contiguous();
     let mut gradient = Tensor::empty_like(gate_up);
-    let (input, dy) = (floats(gate_up), floats(&dy));
-    let rows = SharedRows::new(floats_mut(&mut gradient), 2 * ffn);
-    for_row_ranges(dy.len() / ffn.max(1), 2 * ffn, |_, range| {
-        let out = rows.range(&range);
-        for (i, row) in range.enumerate() {
-            let (gate, up) = input[row * 2 * ffn..][..2 * ffn].split_at(ffn);
-            let (dgate, dup) = out[i * 2 * ffn..][..2 * ffn].split_at_mut(ffn);
-            swiglu_row_gradient(gate, up, &dy[row * ffn..][..ffn], dgate, dup);
-        }
-    });
-    drop(rows);
+    {
+        let (input, dy) = (floats(gate_up), floats(&dy));
+        let rows = SharedRows::new(floats_mut(&mut gradient), 2 * ffn);
+        for_row_ranges(dy.len() / ffn.max(1), 2 * ffn, |_, range| {
+            let out = rows.range(&range);
+            for (i, row) in range.enumerate() {
+                let (gate, up) = input[row * 2 * ffn..][..2 * ffn].split_at(ffn);
+                let (dgate, dup) = out[i * 2 * ffn..][..2 * ffn].split_at_mut(ffn);
+                swiglu_row_gradient(gate, up, &dy[row * ffn..][..ffn], dgate, dup);
+            }
+        });
+    }
     gradient
 }
 

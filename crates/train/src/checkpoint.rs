@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use foretoken_data::Tokenizer;
-use foretoken_heads::MultiTokenModel;
+use foretoken_heads::{MultiTokenModel, Registry};
 use foretoken_trunk::io::{read_safetensors, write_atomically, write_safetensors};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -157,13 +157,14 @@ impl Checkpoints {
     pub(crate) fn load(
         &self,
         now: &TrainingState,
+        registry: &Registry,
         kind: Kind,
         device: Device,
     ) -> Result<Option<Loaded>, Error> {
         let mut first_problem = None;
         for step in self.steps()? {
             let path = self.path(step);
-            match load(&path, kind, device) {
+            match load(&path, registry, kind, device) {
                 Ok(loaded) => {
                     loaded.state.check_same(now, &path)?;
                     return Ok(Some(loaded));
@@ -205,7 +206,12 @@ pub(crate) fn save_model(
     Ok(tokenizer.save(&folder.join(TOKENIZER))?)
 }
 
-fn load(path: &Path, kind: Kind, device: Device) -> Result<Loaded, Error> {
+fn load(
+    path: &Path,
+    registry: &Registry,
+    kind: Kind,
+    device: Device,
+) -> Result<Loaded, Error> {
     let file = path.join(TRAINING);
     let text = fs::read(&file).map_err(|source| Error::Read { path: file.clone(), source })?;
     let damaged = |message: String| Error::Checkpoint { path: file.clone(), message };
@@ -216,7 +222,7 @@ fn load(path: &Path, kind: Kind, device: Device) -> Result<Loaded, Error> {
     }
     Ok(Loaded {
         state,
-        model: MultiTokenModel::load(path, kind, device)?,
+        model: MultiTokenModel::load_with_registry(path, registry, kind, device)?,
         optimizer: read_safetensors(&path.join(OPTIMIZER))?,
     })
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use foretoken_heads::Registry;
 use tch::Device;
 
 use crate::checkpoint::{Checkpoints, TrainingState, save_model};
@@ -35,6 +36,8 @@ pub struct TrainOptions {
     pub max_seconds: Option<f64>,
     /// Where the model is trained.
     pub device: Device,
+    /// The head types that `heads.type` can name: those of this workspace, and yours.
+    pub registry: Registry,
 }
 
 impl Default for TrainOptions {
@@ -47,6 +50,7 @@ impl Default for TrainOptions {
             shards_dir: None,
             max_seconds: None,
             device: Device::Cpu,
+            registry: Registry::stock(),
         }
     }
 }
@@ -109,7 +113,7 @@ pub fn train(
 
     let fresh = TrainingState::new(config, &corpus.manifest.sha256);
     let loaded = match options.resume {
-        true => checkpoints.load(&fresh, kind(config), options.device)?,
+        true => checkpoints.load(&fresh, &options.registry, kind(config), options.device)?,
         false => None,
     };
     let trainer = match loaded {
@@ -117,7 +121,7 @@ pub fn train(
             let path = checkpoints.path(loaded.state.step);
             Trainer::resume(config, &corpus, loaded, &path)?
         }
-        None => Trainer::new(config, &corpus, fresh, options.device)?,
+        None => Trainer::new(config, &corpus, fresh, options)?,
     };
     let run = Run { config, options, corpus, checkpoints, trainer, model_dir };
     run.finish(&out.join("metrics.jsonl"))

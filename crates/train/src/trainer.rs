@@ -7,12 +7,12 @@ use std::time::Instant;
 use foretoken_data::{BatchSampler, TokenShard, Tokenizer};
 use foretoken_heads::{ModelConfig, MultiTokenModel};
 use foretoken_loss::MultiTokenLoss;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::checkpoint::{Loaded, TrainingState};
 use crate::config::{Precision, TrainConfig};
 use crate::corpus::{Corpus, sampler};
-use crate::{Error, Optimizer, StepMetrics, schedule_factor};
+use crate::{Error, Optimizer, StepMetrics, TrainOptions, schedule_factor};
 
 /// Steps without a finite gradient, in a row, after which training is given up.
 const MAX_SKIPPED: u32 = 20;
@@ -36,11 +36,17 @@ impl Trainer {
         config: &TrainConfig,
         corpus: &Corpus,
         state: TrainingState,
-        device: Device,
+        options: &TrainOptions,
     ) -> Result<Self, Error> {
         let seed = config.train.seed as i64;
         let model_config = model_config(config, &corpus.tokenizer);
-        let model = MultiTokenModel::new(&model_config, kind(config), device, seed)?;
+        let model = MultiTokenModel::with_registry(
+            &model_config,
+            &options.registry,
+            kind(config),
+            options.device,
+            seed,
+        )?;
         Self::with_model(config, corpus, model, state)
     }
 
