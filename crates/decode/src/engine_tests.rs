@@ -10,6 +10,7 @@ use crate::engine::Engine;
 use crate::tensor_engine::TensorEngine;
 
 fn model(layers: usize, heads: usize, kv_heads: usize, kind: Kind, seed: i64) -> MultiTokenModel {
+    tch::set_num_threads(1);
     let architecture = Architecture {
         vocab: 50,
         dim: 48,

@@ -45,6 +45,7 @@ mod error;
 mod generation;
 mod options;
 mod sampler;
+mod stacked_heads;
 mod tensor_engine;
 
 pub use decoder::{Decoder, OnTokens};

@@ -7,6 +7,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::Result;
 use crate::engine::Engine;
+use crate::stacked_heads::StackedHeads;
 
 /// Rows of a prompt that go through the model together: bounds the memory of attention scores.
 const PREFILL_ROWS: usize = 512;
@@ -14,7 +15,10 @@ const PREFILL_ROWS: usize = 512;
 pub(crate) struct TensorEngine<'m> {
     model: &'m MultiTokenModel,
     trunk: TrunkCache,
+    /// Of head 0, and of the others where they are not stacked.
     heads: Vec<Option<KvCache>>,
+    /// The drafting heads of the last text, where they can be stacked.
+    stacked: Option<StackedHeads>,
     /// Trunk output of the rows of the last pass that are still there, `[1, rows, dim]`.
     hidden: Tensor,
     /// What the unembedding read for head 0 at these rows, `[1, rows, dim]`.
@@ -27,10 +31,10 @@ pub(crate) struct TensorEngine<'m> {
 impl<'m> TensorEngine<'m> {
     pub(crate) fn new(model: &'m MultiTokenModel) -> Result<Self> {
         let context = model.config().architecture.context as i64;
-        let heads = model.heads().iter().map(|head| head.cache(1, context));
         Ok(Self {
             trunk: model.trunk().cache(1, context)?,
-            heads: heads.collect::<foretoken_heads::Result<_>>()?,
+            heads: vec![model.head(0)?.cache(1, context)?],
+            stacked: None,
             hidden: Tensor::new(),
             stock: Tensor::new(),
             logits: Tensor::new(),
@@ -60,19 +64,36 @@ impl<'m> TensorEngine<'m> {
         Ok(head.forward(input, context, self.heads[index].as_mut())?)
     }
 
-    /// What the unembedding reads for the last row of heads `first` to `last` − 1:
-    /// `[last − first, dim]`.
-    fn last_rows(&mut self, first: usize, last: usize) -> Result<Tensor> {
-        let mut rows = Vec::with_capacity(last - first);
-        for index in first..last {
-            let output = self.head(index)?;
-            let row = output.f_select(1, -1)?;
+    /// What the unembedding reads for the last row of heads 1 to `heads`: `[heads, dim]`.
+    fn drafts(&mut self, heads: usize) -> Result<Tensor> {
+        if let Some(stacked) = &mut self.stacked {
+            let outputs = stacked.forward(&self.hidden, self.model)?;
+            return Ok(self.model.normed(&outputs.f_narrow(0, 0, heads as i64)?)?);
+        }
+        let mut rows = Vec::with_capacity(heads);
+        for index in 1..=heads {
+            let row = self.head(index)?.f_select(1, -1)?;
             rows.push(match self.model.head(index)?.tap() {
                 Tap::TrunkOutput => self.model.normed(&row)?,
                 Tap::FinalHidden => row,
             });
         }
         Ok(Tensor::f_cat(&rows, 0)?)
+    }
+
+    /// Stacks as many drafting heads as a text needs, unless they are stacked already; gives them
+    /// caches of their own where they cannot be.
+    fn prepare(&mut self, heads: usize) -> Result<()> {
+        if self.stacked.as_ref().map_or(0, StackedHeads::len) != heads {
+            self.stacked = StackedHeads::new(self.model, heads)?;
+        }
+        if self.stacked.is_none() {
+            let context = self.model.config().architecture.context as i64;
+            for index in self.heads.len()..=heads {
+                self.heads.push(self.model.head(index)?.cache(1, context)?);
+            }
+        }
+        Ok(())
     }
 
     /// The best tokens for rows `[rows, dim]` that the unembedding reads; their logits are kept.
@@ -89,16 +110,18 @@ impl Engine for TensorEngine<'_> {
     fn reset(&mut self) {
         self.trunk.truncate(0);
         self.heads.iter_mut().flatten().for_each(|cache| cache.truncate(0));
+        self.stacked.iter_mut().for_each(StackedHeads::reset);
     }
 
     fn prefill(&mut self, tokens: &[u32], heads: usize) -> Result<&[u32]> {
         no_grad(|| {
+            self.prepare(heads - 1)?;
             let mut rows = Vec::new();
             for tokens in tokens.chunks(PREFILL_ROWS) {
                 self.pass(tokens)?;
                 rows = vec![self.stock.f_select(1, -1)?];
                 if heads > 1 {
-                    rows.push(self.last_rows(1, heads)?);
+                    rows.push(self.drafts(heads - 1)?);
                 }
             }
             self.choose(&Tensor::f_cat(&rows, 0)?)
@@ -126,7 +149,7 @@ impl Engine for TensorEngine<'_> {
 
     fn draft(&mut self, heads: usize) -> Result<&[u32]> {
         no_grad(|| {
-            let rows = self.last_rows(1, 1 + heads)?;
+            let rows = self.drafts(heads)?;
             self.choose(&rows)
         })
     }

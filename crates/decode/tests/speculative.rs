@@ -23,6 +23,7 @@ struct Sizes {
 }
 
 fn model(sizes: &Sizes, kind: Kind, seed: i64) -> MultiTokenModel {
+    tch::set_num_threads(1);
     let attention_heads = sizes.kv_heads * sizes.group;
     let architecture = Architecture {
         vocab: sizes.vocab,
