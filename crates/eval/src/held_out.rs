@@ -56,14 +56,29 @@ pub fn held_out(
     tokens: &[u32],
     options: &HeldOutOptions,
 ) -> Result<HeldOut> {
+    held_out_texts(model, &[tokens], options)
+}
+
+/// As [`held_out`], over several texts, each of which starts with an empty context.
+///
+/// # Errors
+///
+/// As [`held_out`].
+pub fn held_out_texts<T: AsRef<[u32]>>(
+    model: &MultiTokenModel,
+    texts: &[T],
+    options: &HeldOutOptions,
+) -> Result<HeldOut> {
     let heads = model.config().heads.count;
-    let windows = windows(tokens.len(), heads, options)?;
-    check_vocabulary(tokens, model.config().architecture.vocab)?;
+    let mut all = Vec::new();
+    for text in texts {
+        check_vocabulary(text.as_ref(), model.config().architecture.vocab)?;
+        all.extend(windows(text.as_ref(), heads, options)?);
+    }
     let mut walks: Vec<Walk> = (1..=heads).map(Walk::new).collect();
-    for batch in windows.chunk_by(|a, b| a.positions == b.positions) {
-        for rows in batch.chunks(options.batch) {
-            for (row, drafts) in rows.iter().zip(drafts(model, tokens, rows)?) {
-                let text = &tokens[row.start..row.start + row.positions + heads];
+    for equal in all.chunk_by(|a, b| a.len() == b.len()) {
+        for batch in equal.chunks(options.batch) {
+            for (text, drafts) in batch.iter().zip(drafts(model, batch)?) {
                 for (sum, heads_used) in walks.iter_mut().zip(1..) {
                     sum.merge(&walk(text, &drafts, heads_used)?);
                 }
@@ -73,44 +88,38 @@ pub fn held_out(
     Ok(HeldOut { walks })
 }
 
-/// Where a window starts and how many positions it has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Window {
-    start: usize,
-    positions: usize,
-}
-
-/// Windows side by side over the text, the last one shorter; `heads` tokens stay behind it.
-fn windows(tokens: usize, heads: usize, options: &HeldOutOptions) -> Result<Vec<Window>> {
+/// Windows side by side over a text, the last one shorter. Each is followed by the `heads` tokens
+/// that its last drafts are checked against.
+fn windows<'t>(
+    text: &'t [u32],
+    heads: usize,
+    options: &HeldOutOptions,
+) -> Result<impl Iterator<Item = &'t [u32]> + use<'t>> {
     for (option, value) in [("window", options.window), ("batch", options.batch)] {
         if value == 0 {
             return Err(Error::Zero { option });
         }
     }
-    if tokens <= heads {
-        return Err(Error::TextTooShort { needed: heads + 1, found: tokens });
+    if text.len() <= heads {
+        return Err(Error::TextTooShort { needed: heads + 1, found: text.len() });
     }
-    let end = tokens - heads;
-    Ok((0..end)
-        .step_by(options.window)
-        .map(|start| Window { start, positions: options.window.min(end - start) })
-        .collect())
+    let (end, window) = (text.len() - heads, options.window);
+    let starts = (0..end).step_by(window);
+    Ok(starts.map(move |start| &text[start..end.min(start + window) + heads]))
 }
 
-/// Every head's best token at every position: `[row][head][position]`.
-fn drafts(model: &MultiTokenModel, tokens: &[u32], rows: &[Window]) -> Result<Vec<Vec<Vec<u32>>>> {
-    let positions = rows[0].positions;
-    let inputs: Vec<i64> = rows
-        .iter()
-        .flat_map(|row| &tokens[row.start..row.start + positions])
-        .map(|&token| i64::from(token))
-        .collect();
-    let shape = [rows.len() as i64, positions as i64];
+/// Every head's best token at every position of windows of one length: `[row][head][position]`.
+fn drafts(model: &MultiTokenModel, windows: &[&[u32]]) -> Result<Vec<Vec<Vec<u32>>>> {
+    let heads = model.config().heads.count;
+    let positions = windows[0].len() - heads;
+    let read = windows.iter().flat_map(|window| &window[..positions]);
+    let inputs: Vec<i64> = read.map(|&token| i64::from(token)).collect();
+    let shape = [windows.len() as i64, positions as i64];
     let inputs = Tensor::f_from_slice(&inputs)?.f_view(shape)?.f_to_device(model.device())?;
-    let mut drafts = vec![Vec::new(); rows.len()];
+    let mut drafts = vec![Vec::new(); windows.len()];
     tch::no_grad(|| {
         let hidden = model.hidden(&inputs)?;
-        for head in 0..model.config().heads.count {
+        for head in 0..heads {
             let best = model.logits(head, &hidden)?.f_argmax(-1, false)?;
             let best = best.f_to_device(Device::Cpu)?.f_view([-1])?;
             let best = Vec::<i64>::try_from(best)?;
@@ -136,16 +145,16 @@ mod tests {
     const OPTIONS: HeldOutOptions = HeldOutOptions { window: 4, batch: 2 };
 
     #[test]
-    fn windows_cover_the_text_side_by_side() {
-        let windows = windows(12, 2, &OPTIONS).unwrap();
-        let spans: Vec<_> = windows.iter().map(|w| (w.start, w.positions)).collect();
-        assert_eq!(spans, [(0, 4), (4, 4), (8, 2)]);
+    fn windows_cover_the_text_side_by_side_with_room_for_the_drafts() {
+        let text: Vec<u32> = (0..12).collect();
+        let windows: Vec<&[u32]> = windows(&text, 2, &OPTIONS).unwrap().collect();
+        assert_eq!(windows, [&text[0..6], &text[4..10], &text[8..12]]);
     }
 
     #[test]
     fn a_text_without_room_for_a_draft_is_refused() {
-        assert!(windows(2, 2, &OPTIONS).is_err());
-        assert_eq!(windows(3, 2, &OPTIONS).unwrap().len(), 1);
+        assert!(windows(&[1, 2], 2, &OPTIONS).is_err());
+        assert_eq!(windows(&[1, 2, 3], 2, &OPTIONS).unwrap().count(), 1);
     }
 
     #[test]

@@ -49,7 +49,7 @@ mod walk;
 pub use compare::{Comparison, NEAR_TIE, compare};
 pub use diversity::{distinct_8grams, distinct_ngrams};
 pub use error::{Error, Result};
-pub use held_out::{HeldOut, HeldOutOptions, held_out};
+pub use held_out::{HeldOut, HeldOutOptions, held_out, held_out_texts};
 pub use losses::{LossOptions, head_losses};
 pub use starts::seeded_starts;
 pub use walk::{Walk, walk};

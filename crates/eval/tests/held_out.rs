@@ -1,6 +1,6 @@
 //! The teacher-forced walk against a model asked one prefix at a time.
 
-use foretoken_eval::{HeldOutOptions, Walk, held_out};
+use foretoken_eval::{HeldOutOptions, Walk, held_out, held_out_texts};
 use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
 use foretoken_trunk::Architecture;
 use tch::{Device, Kind, Tensor};
@@ -83,6 +83,18 @@ fn the_batch_changes_nothing() {
     let (model, text) = (model(2), text(100));
     let found = |batch| held_out(&model, &text, &HeldOutOptions { window: 12, batch }).unwrap();
     assert_eq!(found(1), found(5));
+}
+
+#[test]
+fn texts_are_walked_one_by_one() {
+    let (model, text) = (model(2), text(60));
+    let options = HeldOutOptions { window: 12, batch: 3 };
+    let together = held_out_texts(&model, &[&text[..14], &text[20..34], &text[40..]], &options);
+    let mut apart = Walk::new(2);
+    for text in [&text[..14], &text[20..34], &text[40..]] {
+        apart.merge(held_out(&model, text, &options).unwrap().walk(2).unwrap());
+    }
+    assert_eq!(together.unwrap().walk(2), Some(&apart));
 }
 
 #[test]

@@ -8,11 +8,14 @@ use serde_json::Value;
 /// Points of a curve in a report.
 const POINTS: usize = 160;
 
-/// Tokens seen and mean loss of the first head, averaged over about [`POINTS`] stretches.
+/// A point is the mean of the last steps before it: one in so many of all steps.
+const MEAN_OVER: usize = 40;
+
+/// Tokens seen and mean loss of the first head, smoothed, at about [`POINTS`] places.
 pub(crate) fn loss_curve(metrics: &Path) -> anyhow::Result<Vec<(f64, f64)>> {
     let text = std::fs::read_to_string(metrics)
         .with_context(|| format!("cannot read {}", metrics.display()))?;
-    Ok(averaged(&steps(&text)))
+    Ok(smoothed(&steps(&text)))
 }
 
 /// Steps, tokens seen and seconds of training, out of the last line.
@@ -43,16 +46,16 @@ fn steps(text: &str) -> Vec<(f64, f64)> {
     steps.into_values().collect()
 }
 
-fn averaged(steps: &[(f64, f64)]) -> Vec<(f64, f64)> {
+fn smoothed(steps: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let stretch = steps.len().div_ceil(POINTS).max(1);
-    steps
-        .chunks(stretch)
-        .filter_map(|chunk| {
-            let (tokens, _) = chunk.last()?;
-            let mean = chunk.iter().map(|(_, loss)| loss).sum::<f64>() / chunk.len() as f64;
-            Some((*tokens, mean))
-        })
-        .collect()
+    let window = stretch.max(steps.len() / MEAN_OVER);
+    let ends = (1..=steps.len()).filter(|end| end % stretch == 0 || *end == steps.len());
+    ends.map(|end| {
+        let last = &steps[end.saturating_sub(window)..end];
+        let mean = last.iter().map(|(_, loss)| loss).sum::<f64>() / last.len() as f64;
+        (steps[end - 1].0, mean)
+    })
+    .collect()
 }
 
 #[cfg(test)]
@@ -70,11 +73,18 @@ mod tests {
     }
 
     #[test]
-    fn long_trainings_are_averaged_over_stretches() {
-        let steps: Vec<(f64, f64)> = (1..=1600).map(|i| (f64::from(i), f64::from(i % 2))).collect();
-        let points = averaged(&steps);
-        assert_eq!(points.len(), 160);
-        assert!(points.iter().all(|point| point.1 == 0.5));
-        assert_eq!(points.last().unwrap().0, 1600.0);
+    fn long_trainings_are_smoothed_and_end_at_their_last_step() {
+        let steps: Vec<(f64, f64)> = (1..=1605).map(|i| (f64::from(i), f64::from(i % 2))).collect();
+        let points = smoothed(&steps);
+        assert!((140..=161).contains(&points.len()));
+        assert!(points[8..].iter().all(|point| (point.1 - 0.5).abs() < 0.02));
+        assert_eq!(points.last().unwrap().0, 1605.0);
+    }
+
+    #[test]
+    fn short_trainings_keep_every_step() {
+        let steps = [(10.0, 5.0), (20.0, 4.0), (30.0, 2.0)];
+        assert_eq!(smoothed(&steps), steps);
+        assert!(smoothed(&[]).is_empty());
     }
 }

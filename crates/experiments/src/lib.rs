@@ -36,13 +36,13 @@ mod machine;
 mod measure;
 mod options;
 mod paper;
-mod prompts;
 mod recipe;
 mod render;
 mod report;
 mod results;
 mod run;
 mod speed;
+mod stretches;
 mod timing;
 mod training;
 

@@ -3,18 +3,18 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
 use foretoken_data::{TokenShard, Tokenizer};
 use foretoken_decode::{Decoder, Decoding, GenerateOptions, Generation};
 use foretoken_eval::{
     Comparison, HeldOut, HeldOutOptions, LossOptions, compare, distinct_8grams, head_losses,
-    held_out,
+    held_out_texts,
 };
 use foretoken_heads::MultiTokenModel;
 use serde::{Deserialize, Serialize};
 
 use crate::recipe::Recipe;
 use crate::results::{Difference, Sample};
+use crate::stretches::stretches;
 use crate::timing::Times;
 
 /// Everything measured on one model; kept in a file, so that it is measured once.
@@ -92,6 +92,7 @@ pub(crate) fn measure(
     recipe: &Recipe,
     stop: &AtomicBool,
 ) -> anyhow::Result<Measured> {
+    let heads = model.config().heads.count;
     let sequence = recipe.config(1)?.train.sequence;
     let seed = recipe.config(1)?.train.seed;
     let losses = LossOptions {
@@ -106,20 +107,20 @@ pub(crate) fn measure(
     };
     let validation_loss = head_losses(model, texts.validation, &losses)?;
     check(stop)?;
-    let held_out_here = held_out(model, &first_tokens(texts.test, recipe)?, &walk)?;
+    let held_out = held_out_texts(model, &held_out_text(texts.test, heads, recipe)?, &walk)?;
     check(stop)?;
     let other = match texts.other {
         Some(shard) => Some(OnOther {
             loss: head_losses(model, shard, &losses)?,
-            held_out: held_out(model, &first_tokens(shard, recipe)?, &walk)?,
+            held_out: held_out_texts(model, &held_out_text(shard, heads, recipe)?, &walk)?,
         }),
         None => None,
     };
     check(stop)?;
-    let (ways, differences) = decode(name, model, baseline, texts.prompts, recipe, stop)?;
-    let heads = model.config().heads.count;
+    let (ways, differences, references) =
+        decode(name, model, baseline, texts.prompts, recipe, stop)?;
     let sample = if heads > 1 && recipe.decoding.sample_tokens > 0 {
-        Some(sample(name, model, texts, recipe)?)
+        Some(sample(name, model, liveliest(texts.prompts, &references), texts, recipe)?)
     } else {
         None
     };
@@ -127,7 +128,7 @@ pub(crate) fn measure(
         parameters: model.parameter_count() as u64,
         vocab: model.config().architecture.vocab,
         validation_loss,
-        held_out: held_out_here,
+        held_out,
         other,
         ways,
         differences,
@@ -135,9 +136,21 @@ pub(crate) fn measure(
     })
 }
 
-/// The held-out text: the first tokens of a shard, as many as the recipe walks.
-fn first_tokens(shard: &TokenShard, recipe: &Recipe) -> anyhow::Result<Vec<u32>> {
-    Ok(shard.tokens(0..shard.len().min(recipe.held_out.tokens))?)
+/// The held-out text: windows at seeded places that spread over a shard, the same ones for every
+/// model of a recipe, each with the tokens that the drafts of `heads` heads are checked against.
+fn held_out_text(
+    shard: &TokenShard,
+    heads: usize,
+    recipe: &Recipe,
+) -> anyhow::Result<Vec<Vec<u32>>> {
+    let plan = &recipe.held_out;
+    let most = recipe.heads.iter().copied().max().unwrap_or(heads);
+    let seed = recipe.config(1)?.train.seed;
+    let mut texts = stretches(shard, plan.windows(), plan.window + most, seed)?;
+    for text in &mut texts {
+        text.truncate(plan.window + heads);
+    }
+    Ok(texts)
 }
 
 /// Decodes every prompt in every way, all ways in turn, `repeats` times over.
@@ -148,7 +161,7 @@ fn decode(
     prompts: &[Vec<u32>],
     recipe: &Recipe,
     stop: &AtomicBool,
-) -> anyhow::Result<(Vec<WayMeasured>, Vec<Difference>)> {
+) -> anyhow::Result<(Vec<WayMeasured>, Vec<Difference>, Vec<Generation>)> {
     let heads = model.config().heads.count;
     let mut decoder = Decoder::new(model)?;
     let mut baseline_decoder = baseline.map(Decoder::new).transpose()?;
@@ -194,7 +207,7 @@ fn decode(
             way
         })
         .collect();
-    Ok((ways, differences))
+    Ok((ways, differences, references))
 }
 
 /// Plain decoding of every prompt with the gaps between its best logits; warms everything up too.
@@ -295,14 +308,21 @@ fn summarise(
     }
 }
 
-/// A text with the head of each token, from the first prompt, with all heads.
+/// The prompt that the model continues with the fewest loops.
+fn liveliest<'p>(prompts: &'p [Vec<u32>], continued: &[Generation]) -> &'p [u32] {
+    let distinct = |(_, run): &(&Vec<u32>, &Generation)| distinct_8grams(&[&run.tokens]);
+    let both = prompts.iter().zip(continued);
+    both.max_by(|a, b| distinct(a).total_cmp(&distinct(b))).map_or(&[], |(prompt, _)| prompt)
+}
+
+/// A text with the head of each token, with all heads.
 fn sample(
     name: &str,
     model: &MultiTokenModel,
+    prompt: &[u32],
     texts: &Texts,
     recipe: &Recipe,
 ) -> anyhow::Result<Sample> {
-    let prompt = texts.prompts.first().context("there are no prompts")?;
     let heads_used = model.config().heads.count;
     let options = options(heads_used, recipe.decoding.sample_tokens, false);
     let mut decoder = Decoder::new(model)?;

@@ -50,10 +50,17 @@ pub struct DecodingPlan {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HeldOutPlan {
-    /// Tokens, from the start of the test split.
+    /// Tokens in all, in windows at seeded places that spread over the test split.
     pub tokens: usize,
     /// Positions in a window.
     pub window: usize,
+}
+
+impl HeldOutPlan {
+    /// Windows that make up at least as many tokens as asked for.
+    pub fn windows(&self) -> usize {
+        self.tokens.div_ceil(self.window.max(1))
+    }
 }
 
 /// On how much text losses are measured.

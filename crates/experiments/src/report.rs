@@ -167,3 +167,107 @@ impl Report {
         self.decoding.iter().filter(move |row| row.model == model)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::render::example;
+
+    fn keys(value: &Value) -> Vec<&str> {
+        let object = value.as_object().expect("an object");
+        object.keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn a_report_survives_being_written_and_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.json");
+        let report = example::report();
+        std::fs::write(&path, report.to_json().unwrap()).unwrap();
+        assert_eq!(Report::read(&path).unwrap(), report);
+    }
+
+    #[test]
+    fn the_keys_are_those_of_the_contract() {
+        let report: Value = serde_json::from_str(&example::report().to_json().unwrap()).unwrap();
+        assert_eq!(
+            keys(&report),
+            [
+                "experiment",
+                "preset",
+                "seed",
+                "device",
+                "versions",
+                "wall_seconds",
+                "corpus",
+                "models",
+                "decoding",
+                "results",
+                "paper"
+            ]
+        );
+        assert_eq!(keys(&report["versions"]), ["foretoken", "libtorch"]);
+        assert_eq!(
+            keys(&report["corpus"]),
+            ["name", "sha256", "train_tokens", "validation_tokens", "test_tokens"]
+        );
+        assert_eq!(
+            keys(&report["models"][0]),
+            [
+                "name",
+                "heads",
+                "head_type",
+                "layers",
+                "dim",
+                "parameters",
+                "vocab",
+                "steps",
+                "tokens_seen",
+                "train_seconds",
+                "tokens_per_second",
+                "peak_memory_bytes",
+                "validation_loss"
+            ]
+        );
+        assert_eq!(
+            keys(&report["decoding"][0]),
+            [
+                "model",
+                "heads_used",
+                "batch",
+                "prompts",
+                "new_tokens",
+                "tokens_per_forward",
+                "held_out_tokens_per_forward",
+                "distinct_8grams",
+                "acceptance",
+                "tokens_per_second",
+                "speedup",
+                "speedup_over_baseline",
+                "identical_outputs",
+                "mismatches",
+                "near_ties"
+            ]
+        );
+    }
+
+    #[test]
+    fn differences_are_listed_with_their_place_and_gap() {
+        let report: Value = serde_json::from_str(&example::report().to_json().unwrap()).unwrap();
+        let difference = &report["results"]["differences"][0];
+        assert_eq!(difference["kind"], json!("near_tie"));
+        assert_eq!(difference["position"], json!(77));
+        assert!(difference["gap"].as_f64().unwrap() < 1e-4);
+    }
+
+    #[test]
+    fn something_else_is_refused_with_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.json");
+        std::fs::write(&path, "{}").unwrap();
+        let error = Report::read(&path).unwrap_err().to_string();
+        assert!(error.contains("report.json"), "{error}");
+    }
+}

@@ -14,16 +14,16 @@ use crate::files::{cache, cached, fingerprint};
 use crate::machine::{device_name, machine};
 use crate::measure::{Measured, Texts, check, measure};
 use crate::paper::PaperFigures;
-use crate::prompts::prompts;
 use crate::recipe::precision;
 use crate::render::text::duration;
 use crate::report::{DecodingRow, ModelRow, Report, Versions};
 use crate::results::{HeldOutRow, LossCurve, OutOfDomain, Settings, SpeedResults, Timing};
+use crate::stretches::stretches;
 use crate::training::{Job, ModelFolder, Trained};
 use crate::{Recipe, ReproduceOptions};
 
 /// Raised when what is measured changes, so that cached measurements are taken again.
-const MEASUREMENTS: &str = "1";
+const MEASUREMENTS: &str = "3";
 
 /// Runs the experiment and returns its report.
 pub(crate) fn run(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Result<Report> {
@@ -214,7 +214,6 @@ impl<'r> Run<'r> {
             let names = jobs.iter().map(|job| name(job.config.heads.count));
             names.zip(measured)
         };
-        let test_tokens = self.corpus.manifest.splits.test.tokens as usize;
         let loss_curves = jobs.iter().map(|job| {
             Ok(LossCurve {
                 model: name(job.config.heads.count),
@@ -226,7 +225,7 @@ impl<'r> Run<'r> {
                 prompt_tokens: self.recipe.decoding.prompt_tokens,
                 repeats: self.recipe.decoding.repeats,
                 held_out_window: self.recipe.held_out.window,
-                held_out_tokens: self.recipe.held_out.tokens.min(test_tokens),
+                held_out_tokens: self.held_out_tokens(),
                 validation_windows: self.recipe.validation.windows,
                 validation_sequence: jobs[0].config.train.sequence,
                 precision: self.recipe.decoding.precision.clone(),
@@ -256,10 +255,15 @@ impl<'r> Run<'r> {
         Some(OutOfDomain {
             corpus: other.name.clone(),
             sha256: other.sha256.clone(),
-            tokens: self.recipe.held_out.tokens.min(other.splits.test.tokens as usize),
+            tokens: self.held_out_tokens(),
             loss,
             rows,
         })
+    }
+
+    /// Held-out tokens walked, in whole windows.
+    fn held_out_tokens(&self) -> usize {
+        self.recipe.held_out.windows() * self.recipe.held_out.window
     }
 
     fn notes(&self) -> Vec<String> {
@@ -295,7 +299,7 @@ impl OwnedTexts {
         let other = run.other.map(|other| open_split(&other.folder, Split::Test));
         Ok(Self {
             validation: open_split(&run.corpus.folder, Split::Validation)?,
-            prompts: prompts(&test, plan.prompts, plan.prompt_tokens, seed)?,
+            prompts: stretches(&test, plan.prompts, plan.prompt_tokens, seed)?,
             test,
             other: other.transpose()?,
         })
@@ -352,12 +356,16 @@ fn held_out_rows(name: &str, held_out: &HeldOut) -> Vec<HeldOutRow> {
     rows.collect()
 }
 
-/// The sample of the model that reaches farthest on held-out text.
+/// The sample of the model that reaches farthest for how well it predicts the next token: the one
+/// with the most heads may draft far and write badly.
 fn best_sample(measured: &[Measured]) -> Option<crate::Sample> {
-    let reach = |m: &Measured| m.held_out.walks().last().map_or(0.0, Walk::tokens_per_forward);
+    let worth = |m: &Measured| {
+        let reach = m.held_out.walks().last().map_or(0.0, Walk::tokens_per_forward);
+        reach / m.validation_loss.first().copied().unwrap_or(f64::INFINITY)
+    };
     measured
         .iter()
         .filter(|m| m.sample.is_some())
-        .max_by(|a, b| reach(a).total_cmp(&reach(b)))
+        .max_by(|a, b| worth(a).total_cmp(&worth(b)))
         .and_then(|m| m.sample.clone())
 }

@@ -54,6 +54,8 @@ fn text(folder: &Path) -> std::path::PathBuf {
 }
 
 fn options(folder: &Path) -> ReproduceOptions {
+    // The tests run side by side, and nothing here is large enough to be divided.
+    tch::set_num_threads(1);
     let mut options = ReproduceOptions::new("speed", Preset::Smoke).unwrap();
     options.out = folder.join("out");
     options.training = Training::InProcess;

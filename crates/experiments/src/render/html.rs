@@ -67,8 +67,9 @@ fn push_sample(page: &mut String, source: &Source) {
     };
     let _ = write!(
         page,
-        "<h2>What it wrote</h2>\n<p>The model with {} heads, k = {}, on a prompt from the test split: {} tokens in {} forward \
-         passes. A coloured token was drafted earlier and only had to be checked.</p>\n{}{}\n",
+        "<h2>What it wrote</h2>\n<p>The model with {} heads, k = {}, on the test prompt that it \
+         continues with the fewest loops: {} tokens in {} forward passes. A coloured token was drafted \
+         earlier and only had to be checked.</p>\n{}{}\n",
         source.report.model(&sample.model).map_or(0, |m| m.heads),
         sample.heads_used,
         sample.tokens,

@@ -148,7 +148,7 @@ pub(crate) fn definitions(source: &Source) -> Vec<(String, String)> {
         (
             "Held-out text",
             format!(
-                "{} tokens of the test split in windows of {}, walked as if they were the output: heads \
+                "{} tokens in windows of {} that spread over the test split, walked as if they were the output: heads \
                  2 to k draft, drafts are accepted up to the first that differs from the real text, the \
                  next token always counts. This cannot be raised by loops.",
                 count(settings.held_out_tokens as u64),
