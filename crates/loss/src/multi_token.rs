@@ -58,8 +58,7 @@ impl MultiTokenLoss {
         for (head, &weight) in self.weights.iter().enumerate().rev() {
             let loss = batch.head_loss(model, head, &tap)?;
             if weight != 0.0 {
-                let scaled = if weight == 1.0 { loss.shallow_clone() } else { &loss * weight };
-                scaled.f_backward()?;
+                (&loss * weight).f_backward()?;
             }
             losses.push(loss.detach());
         }
@@ -94,7 +93,7 @@ impl MultiTokenLoss {
     pub fn all_at_once(&self, model: &MultiTokenModel, tokens: &Tensor) -> Result<Tensor> {
         let batch = self.batch(model, tokens)?;
         let trunk_output = model.hidden(&batch.inputs)?;
-        let mut total = Tensor::f_zeros([0i64; 0], (Kind::Float, model.device()))?;
+        let mut weighted = Vec::with_capacity(self.weights.len());
         for (head, &weight) in self.weights.iter().enumerate() {
             let hidden = model.head_hidden(head, &trunk_output)?.f_flatten(0, 1)?;
             let loss = linear_cross_entropy_reference(
@@ -102,9 +101,10 @@ impl MultiTokenLoss {
                 model.unembedding(),
                 &batch.targets(head)?,
             )?;
-            total = total + loss * weight;
+            weighted.push(loss * weight);
         }
-        Ok(total)
+        let all = Tensor::f_stack(&weighted, 0)?;
+        Ok(all.f_sum(all.kind())?)
     }
 
     fn batch(&self, model: &MultiTokenModel, tokens: &Tensor) -> Result<Batch> {

@@ -112,7 +112,7 @@ fn known_keys(table: &Table, name: &str) -> Result<(), Error> {
         let known = KEYS.iter().find(|(known, _)| known == section);
         match (known, value) {
             (Some((_, keys)), Value::Table(entries)) => {
-                for key in entries.keys().filter(|key| !keys.contains(&key.as_str())) {
+                if let Some(key) = entries.keys().find(|key| !keys.contains(&key.as_str())) {
                     let written = format!("{section}.{key}");
                     let near = nearest_key(&written, section, key, all());
                     return unknown(written, near);

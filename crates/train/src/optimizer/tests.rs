@@ -24,8 +24,11 @@ fn random(shape: &[i64], kind: Kind, seed: i64) -> Tensor {
     (uniform * 1.7).reshape(shape).to_kind(kind)
 }
 
+/// Name, shape, role and parts of a parameter.
+type Layout = (&'static str, &'static [i64], Role, &'static [(&'static str, i64)]);
+
 fn fixture(kind: Kind) -> Fixture {
-    let layout: [(&str, &[i64], Role, &[(&str, i64)]); 8] = [
+    let layout: [Layout; 8] = [
         ("embed", &[11, 6], Role::Embedding, &[]),
         ("a.norm", &[6], Role::Vector, &[]),
         ("a.qkv", &[12, 6], Role::Matrix, &[("a.q", 6), ("a.k", 3), ("a.v", 3)]),
