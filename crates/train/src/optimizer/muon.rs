@@ -122,7 +122,8 @@ impl Stack {
         }
         let scale = -rate * (self.rows as f64 / self.columns as f64).max(1.0).sqrt();
         let orientation = Orientation::of(self.rows, self.columns);
-        let update = newton_schulz::iterate(&self.buffer, orientation, scale)?;
+        let mut update = newton_schulz::iterate(&self.buffer, orientation)?;
+        let _ = update.f_mul_scalar_(scale)?;
         let mut first = 0;
         for member in &mut self.members {
             let count = member.value.size()[0];

@@ -49,7 +49,7 @@ pub fn orthogonalize(stack: &Tensor) -> Result<Tensor, Error> {
     let (_, rows, columns) = stack.size3()?;
     let normalized = stack.f_empty_like()?;
     normalize_into(stack, &normalized)?;
-    iterate(&normalized, Orientation::of(rows, columns), 1.0)
+    iterate(&normalized, Orientation::of(rows, columns))
 }
 
 /// Writes `stack`, each matrix divided by its Frobenius norm, to `out`, whatever its type.
@@ -60,26 +60,24 @@ pub(super) fn normalize_into(stack: &Tensor, out: &Tensor) -> Result<(), Error> 
     Ok(())
 }
 
-/// `scale` times the iteration's result on a normalised `stack`:
-/// X ← a X + (b G + c G²) X with the Gram matrix G, [`ITERATIONS`] times.
-pub(super) fn iterate(
-    stack: &Tensor,
-    orientation: Orientation,
-    scale: f64,
-) -> Result<Tensor, Error> {
+/// The iteration's result on a normalised `stack`: X ← a X + (b G + c G²) X with the Gram matrix
+/// G, [`ITERATIONS`] times.
+///
+/// All factors are the same in every step on purpose: libtorch's bfloat16 products compile code
+/// for each factor that they meet and keep it.
+pub(super) fn iterate(stack: &Tensor, orientation: Orientation) -> Result<Tensor, Error> {
     let (a, b, c) = COEFFICIENTS;
     let mut x = stack.shallow_clone();
-    for iteration in 1..=ITERATIONS {
+    for _ in 0..ITERATIONS {
         let transposed = x.f_transpose(1, 2)?;
         let gram = match orientation {
             Orientation::Wide => x.f_bmm(&transposed)?,
             Orientation::Tall => transposed.f_bmm(&x)?,
         };
         let polynomial = gram.f_baddbmm(&gram, &gram, b, c)?;
-        let scale = if iteration == ITERATIONS { scale } else { 1.0 };
         x = match orientation {
-            Orientation::Wide => x.f_baddbmm(&polynomial, &x, scale * a, scale)?,
-            Orientation::Tall => x.f_baddbmm(&x, &polynomial, scale * a, scale)?,
+            Orientation::Wide => x.f_baddbmm(&polynomial, &x, a, 1.0)?,
+            Orientation::Tall => x.f_baddbmm(&x, &polynomial, a, 1.0)?,
         };
     }
     Ok(x)
