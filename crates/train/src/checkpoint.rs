@@ -206,12 +206,7 @@ pub(crate) fn save_model(
     Ok(tokenizer.save(&folder.join(TOKENIZER))?)
 }
 
-fn load(
-    path: &Path,
-    registry: &Registry,
-    kind: Kind,
-    device: Device,
-) -> Result<Loaded, Error> {
+fn load(path: &Path, registry: &Registry, kind: Kind, device: Device) -> Result<Loaded, Error> {
     let file = path.join(TRAINING);
     let text = fs::read(&file).map_err(|source| Error::Read { path: file.clone(), source })?;
     let damaged = |message: String| Error::Checkpoint { path: file.clone(), message };
