@@ -15,7 +15,7 @@ use crate::output::Output;
 
 pub(crate) fn run(arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
     if let Some(seconds) = arguments.max_seconds
-        && !(seconds > 0.0)
+        && (seconds.is_nan() || seconds <= 0.0)
     {
         return usage(format!("--max-seconds {seconds}: give more than 0"));
     }

@@ -39,6 +39,14 @@ pub enum Error {
         /// The option's name.
         option: &'static str,
     },
+    /// A window of which the prompt leaves nothing.
+    #[error("a prompt of {prompt} positions leaves nothing of a window of {window}")]
+    PromptFillsWindow {
+        /// Positions of the prompt.
+        prompt: usize,
+        /// Positions of the window.
+        window: usize,
+    },
     /// A token id that the model's vocabulary does not have.
     #[error("token {token} is outside of the model's vocabulary of {vocab}")]
     OutsideVocabulary {

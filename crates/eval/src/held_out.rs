@@ -11,6 +11,9 @@ use crate::{Error, Result, Walk, walk};
 pub struct HeldOutOptions {
     /// Positions in a window; each window starts with an empty context. At most the model's own.
     pub window: usize,
+    /// Positions at a window's start that are read but not walked, as the prompt of a generation
+    /// is.
+    pub prompt: usize,
     /// Windows in one forward pass; changes the memory needed, not the result.
     pub batch: usize,
 }
@@ -19,7 +22,7 @@ impl HeldOutOptions {
     /// Windows as long as the model's context, a batch of about two thousand positions.
     pub fn for_model(model: &MultiTokenModel) -> Self {
         let window = model.config().architecture.context.max(1);
-        Self { window, batch: (2048 / window).max(1) }
+        Self { window, prompt: 0, batch: (2048 / window).max(1) }
     }
 }
 
@@ -44,7 +47,7 @@ impl HeldOut {
 
 /// Walks `tokens` as if they were the model's output, with every number of its heads.
 ///
-/// The text is cut into windows. One teacher-forced pass over each gives every head's best token
+/// The text is cut into windows whose walked parts lie side by side. One teacher-forced pass over each gives every head's best token
 /// at every position; those are the drafts that [`walk`] checks against the text.
 ///
 /// # Errors
@@ -78,9 +81,10 @@ pub fn held_out_texts<T: AsRef<[u32]>>(
     let mut walks: Vec<Walk> = (1..=heads).map(Walk::new).collect();
     for equal in all.chunk_by(|a, b| a.len() == b.len()) {
         for batch in equal.chunks(options.batch) {
-            for (text, drafts) in batch.iter().zip(drafts(model, batch)?) {
+            for (text, mut drafts) in batch.iter().zip(drafts(model, batch)?) {
+                drafts.iter_mut().for_each(|drafts| drop(drafts.drain(..options.prompt)));
                 for (sum, heads_used) in walks.iter_mut().zip(1..) {
-                    sum.merge(&walk(text, &drafts, heads_used)?);
+                    sum.merge(&walk(&text[options.prompt..], &drafts, heads_used)?);
                 }
             }
         }
@@ -88,8 +92,8 @@ pub fn held_out_texts<T: AsRef<[u32]>>(
     Ok(HeldOut { walks })
 }
 
-/// Windows side by side over a text, the last one shorter. Each is followed by the `heads` tokens
-/// that its last drafts are checked against.
+/// Windows over a text, each starting with the prompt's length of the one before, the last one
+/// shorter. Each is followed by the `heads` tokens that its last drafts are checked against.
 fn windows<'t>(
     text: &'t [u32],
     heads: usize,
@@ -100,11 +104,15 @@ fn windows<'t>(
             return Err(Error::Zero { option });
         }
     }
-    if text.len() <= heads {
-        return Err(Error::TextTooShort { needed: heads + 1, found: text.len() });
+    let HeldOutOptions { window, prompt, .. } = *options;
+    if prompt >= window {
+        return Err(Error::PromptFillsWindow { prompt, window });
     }
-    let (end, window) = (text.len() - heads, options.window);
-    let starts = (0..end).step_by(window);
+    if text.len() <= prompt + heads {
+        return Err(Error::TextTooShort { needed: prompt + heads + 1, found: text.len() });
+    }
+    let end = text.len() - heads;
+    let starts = (0..end - prompt).step_by(window - prompt);
     Ok(starts.map(move |start| &text[start..end.min(start + window) + heads]))
 }
 
@@ -142,13 +150,23 @@ fn check_vocabulary(tokens: &[u32], vocab: usize) -> Result<()> {
 mod tests {
     use super::*;
 
-    const OPTIONS: HeldOutOptions = HeldOutOptions { window: 4, batch: 2 };
+    const OPTIONS: HeldOutOptions = HeldOutOptions { window: 4, prompt: 0, batch: 2 };
 
     #[test]
     fn windows_cover_the_text_side_by_side_with_room_for_the_drafts() {
         let text: Vec<u32> = (0..12).collect();
         let windows: Vec<&[u32]> = windows(&text, 2, &OPTIONS).unwrap().collect();
         assert_eq!(windows, [&text[0..6], &text[4..10], &text[8..12]]);
+    }
+
+    #[test]
+    fn what_a_prompt_leaves_of_the_windows_lies_side_by_side() {
+        let text: Vec<u32> = (0..12).collect();
+        let options = HeldOutOptions { prompt: 1, ..OPTIONS };
+        let windows: Vec<&[u32]> = windows(&text, 2, &options).unwrap().collect();
+        assert_eq!(windows, [&text[0..6], &text[3..9], &text[6..12]]);
+        let full = HeldOutOptions { prompt: 4, ..OPTIONS };
+        assert!(super::windows(&text, 2, &full).is_err());
     }
 
     #[test]

@@ -61,7 +61,7 @@ fn walked_by_hand(model: &MultiTokenModel, text: &[u32], positions: usize, k: us
 fn one_forward_pass_gives_what_asking_prefix_by_prefix_gives_for_every_k() {
     let (heads, window) = (3, 10);
     let (model, text) = (model(heads), text(38));
-    let options = HeldOutOptions { window, batch: 2 };
+    let options = HeldOutOptions { window, prompt: 0, batch: 2 };
     let found = held_out(&model, &text, &options).unwrap();
     for k in 1..=heads {
         let mut by_hand = vec![0; k];
@@ -81,14 +81,32 @@ fn one_forward_pass_gives_what_asking_prefix_by_prefix_gives_for_every_k() {
 #[test]
 fn the_batch_changes_nothing() {
     let (model, text) = (model(2), text(100));
-    let found = |batch| held_out(&model, &text, &HeldOutOptions { window: 12, batch }).unwrap();
+    let found =
+        |batch| held_out(&model, &text, &HeldOutOptions { window: 12, prompt: 0, batch }).unwrap();
     assert_eq!(found(1), found(5));
+}
+
+#[test]
+fn a_prompt_is_read_but_not_walked() {
+    let (model, text) = (model(2), text(17));
+    let options = HeldOutOptions { window: 15, prompt: 6, batch: 1 };
+    let found = held_out(&model, &text, &options).unwrap();
+    // Every draft of the walk sees the text from its start.
+    let (mut passes, mut tokens, mut p) = (0, 0, 6);
+    while p < 15 {
+        let accepted = u64::from(asked(&model, &text[..=p], 1) == text[p + 2]);
+        passes += 1;
+        tokens += 1 + accepted;
+        p += 1 + accepted as usize;
+    }
+    let walk = found.walk(2).unwrap();
+    assert_eq!((walk.passes(), walk.tokens()), (passes, tokens));
 }
 
 #[test]
 fn texts_are_walked_one_by_one() {
     let (model, text) = (model(2), text(60));
-    let options = HeldOutOptions { window: 12, batch: 3 };
+    let options = HeldOutOptions { window: 12, prompt: 0, batch: 3 };
     let together = held_out_texts(&model, &[&text[..14], &text[20..34], &text[40..]], &options);
     let mut apart = Walk::new(2);
     for text in [&text[..14], &text[20..34], &text[40..]] {
@@ -110,6 +128,6 @@ fn tokens_outside_of_the_vocabulary_and_short_texts_are_refused() {
 
 #[test]
 fn a_window_longer_than_the_context_is_refused_by_the_model() {
-    let options = HeldOutOptions { window: 25, batch: 1 };
+    let options = HeldOutOptions { window: 25, prompt: 0, batch: 1 };
     assert!(held_out(&model(1), &text(60), &options).is_err());
 }

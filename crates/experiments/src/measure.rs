@@ -68,7 +68,7 @@ pub(crate) struct Stopped;
 
 impl std::fmt::Display for Stopped {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("interrupted; the same command goes on where it was")
+        f.write_str("interrupted, what is done is kept")
     }
 }
 
@@ -103,6 +103,7 @@ pub(crate) fn measure(
     };
     let walk = HeldOutOptions {
         window: recipe.held_out.window,
+        prompt: recipe.held_out.prompt,
         batch: (2048 / recipe.held_out.window).max(1),
     };
     let validation_loss = head_losses(model, texts.validation, &losses)?;

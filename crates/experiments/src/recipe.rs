@@ -54,12 +54,14 @@ pub struct HeldOutPlan {
     pub tokens: usize,
     /// Positions in a window.
     pub window: usize,
+    /// Positions at a window's start that are read but not walked: the text's prompt.
+    pub prompt: usize,
 }
 
 impl HeldOutPlan {
-    /// Windows that make up at least as many tokens as asked for.
+    /// Windows whose walked parts make up at least as many tokens as asked for.
     pub fn windows(&self) -> usize {
-        self.tokens.div_ceil(self.window.max(1))
+        self.tokens.div_ceil(self.window.saturating_sub(self.prompt).max(1))
     }
 }
 
@@ -158,6 +160,12 @@ impl Recipe {
             ensure!(
                 needed <= context,
                 "prompt, new tokens and drafts need {needed} positions, but config.model.context is {context}"
+            );
+            ensure!(
+                self.held_out.prompt < self.held_out.window,
+                "held_out.prompt is {}, but held_out.window only {}",
+                self.held_out.prompt,
+                self.held_out.window
             );
             ensure!(
                 self.held_out.window <= context,

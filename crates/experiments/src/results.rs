@@ -38,6 +38,8 @@ pub struct Settings {
     pub repeats: usize,
     /// Positions of a held-out window.
     pub held_out_window: usize,
+    /// Positions at its start that are read as a prompt, not walked.
+    pub held_out_prompt: usize,
     /// Held-out tokens walked.
     pub held_out_tokens: usize,
     /// Windows of the validation loss.

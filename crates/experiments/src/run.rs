@@ -32,7 +32,10 @@ pub fn reproduce_with(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Re
     match speed::run(options, recipe) {
         Ok(report) => finish(options, &report),
         Err(error) if error.is::<Stopped>() => {
-            eprintln!("{error}");
+            eprintln!(
+                "{error}; go on with: foretoken reproduce {} --preset {} and the same options",
+                options.experiment, options.preset
+            );
             Ok(Outcome::Interrupted)
         }
         Err(error) => Err(error),

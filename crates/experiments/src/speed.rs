@@ -225,6 +225,7 @@ impl<'r> Run<'r> {
                 prompt_tokens: self.recipe.decoding.prompt_tokens,
                 repeats: self.recipe.decoding.repeats,
                 held_out_window: self.recipe.held_out.window,
+                held_out_prompt: self.recipe.held_out.prompt,
                 held_out_tokens: self.held_out_tokens(),
                 validation_windows: self.recipe.validation.windows,
                 validation_sequence: jobs[0].config.train.sequence,
@@ -263,7 +264,8 @@ impl<'r> Run<'r> {
 
     /// Held-out tokens walked, in whole windows.
     fn held_out_tokens(&self) -> usize {
-        self.recipe.held_out.windows() * self.recipe.held_out.window
+        let plan = &self.recipe.held_out;
+        plan.windows() * plan.window.saturating_sub(plan.prompt)
     }
 
     fn notes(&self) -> Vec<String> {

@@ -24,6 +24,7 @@ fn recipe(text: &Path) -> Recipe {
         [held_out]
         tokens = 400
         window = 32
+        prompt = 8
         [validation]
         windows = 4
         [config.model]

@@ -119,6 +119,7 @@ fn results() -> SpeedResults {
             prompt_tokens: 128,
             repeats: 3,
             held_out_window: 256,
+            held_out_prompt: 128,
             held_out_tokens: 65_536,
             validation_windows: 256,
             validation_sequence: 256,
