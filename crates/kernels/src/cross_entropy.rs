@@ -12,7 +12,7 @@ pub const IGNORED: i64 = -100;
 /// Logits held at a time: 4M values, 16 MB in float32.
 const CHUNK_ELEMENTS: i64 = 1 << 22;
 
-/// Mean over the tokens of −log softmax(hidden · weightᵀ)[target].
+/// Mean over the tokens of −log softmax(hidden · weightᵀ) at the target.
 ///
 /// `hidden`: `[tokens, dim]`, `weight`: `[vocab, dim]`, `targets`: `[tokens]` int64, where
 /// [`IGNORED`] leaves a token out of sum and count. Returns a scalar. Logits exist for a chunk of
