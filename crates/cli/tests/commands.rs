@@ -80,7 +80,8 @@ fn ctrl_c_saves_prints_the_command_that_goes_on_and_that_ends_in_the_same_bits()
 #[test]
 fn a_run_can_be_taken_in_pieces_of_seconds() {
     let place = Place::new();
-    let piece = place.train("run", &["--max-seconds", "0.000001", "--json"]).output().unwrap();
+    let short = [&SHORT[..], &["--max-seconds", "0.000001", "--json"]].concat();
+    let piece = place.train("run", &short).output().unwrap();
     assert_eq!(piece.status.code(), Some(1));
     let result: Value = serde_json::from_slice(&piece.stdout).unwrap();
     assert_eq!((&result["interrupted"], &result["model"]), (&Value::from(true), &Value::Null));
