@@ -61,7 +61,7 @@ impl Corpus {
 }
 
 /// Batches of a split in the shape that training takes. Windows begin a sequence apart, whatever
-/// the number of heads: models that differ in their heads alone see the same tokens.
+/// the number of heads: models that differ in their heads alone see almost the same text.
 pub(crate) fn sampler(
     shard: &Arc<TokenShard>,
     config: &TrainConfig,

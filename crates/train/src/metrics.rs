@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use foretoken_trunk::io::write_atomically;
 use serde::{Deserialize, Serialize};
@@ -32,10 +33,14 @@ pub struct StepMetrics {
     pub tokens_per_second: f64,
 }
 
+/// Lines reach the file at least this often, for those who watch it grow.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
+
 /// `metrics.jsonl`, open for more lines.
 #[derive(Debug)]
 pub(crate) struct MetricsFile {
     path: PathBuf,
+    flushed: Instant,
     file: BufWriter<File>,
 }
 
@@ -55,16 +60,18 @@ impl MetricsFile {
             .append(true)
             .open(path)
             .map_err(|source| Error::Write { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
+        Ok(Self { path: path.to_owned(), flushed: Instant::now(), file: BufWriter::new(file) })
     }
 
     pub(crate) fn push(&mut self, line: &StepMetrics) -> Result<(), Error> {
         let mut text = serde_json::to_vec(line).map_err(|error| self.failed(error.into()))?;
         text.push(b'\n');
-        self.file.write_all(&text).map_err(|error| self.failed(error))
+        self.file.write_all(&text).map_err(|error| self.failed(error))?;
+        if self.flushed.elapsed() < FLUSH_EVERY { Ok(()) } else { self.flush() }
     }
 
     pub(crate) fn flush(&mut self) -> Result<(), Error> {
+        self.flushed = Instant::now();
         self.file.flush().map_err(|error| self.failed(error))
     }
 

@@ -205,9 +205,9 @@ fn a_damaged_newest_checkpoint_is_passed_over_and_the_one_before_used() {
         place.train(&run, &["train.steps=4", "train.checkpoint_every=2"]).unwrap();
         let file = place.path(&run).join("checkpoints/step-4").join(file);
         if index % 2 == 0 {
-            cut(&file)
+            cut(&file);
         } else {
-            fs::remove_file(&file).unwrap()
+            fs::remove_file(&file).unwrap();
         }
         assert_eq!(place.resume(&run, &["train.steps=6"]).unwrap().steps, 6);
         // The schedule of the first four steps was another, so only the count is compared.
