@@ -46,7 +46,11 @@ pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<Ex
         &[],
     );
     let ignored: &[&str] = if arguments.all { &["--", "--include-ignored"] } else { &[] };
-    steps.cargo("tests", &[&["test", "--workspace", "--all-targets", "--no-fail-fast"], ignored].concat(), &[]);
+    steps.cargo(
+        "tests",
+        &[&["test", "--workspace", "--all-targets", "--no-fail-fast"], ignored].concat(),
+        &[],
+    );
     steps.cargo("doc tests", &[&["test", "--workspace", "--doc"], ignored].concat(), &[]);
     let deny = [("RUSTDOCFLAGS", "-D warnings")];
     steps.cargo("docs", &["doc", "--workspace", "--no-deps", "--quiet"], &deny);
