@@ -47,8 +47,9 @@ impl HeldOut {
 
 /// Walks `tokens` as if they were the model's output, with every number of its heads.
 ///
-/// The text is cut into windows whose walked parts lie side by side. One teacher-forced pass over each gives every head's best token
-/// at every position; those are the drafts that [`walk`] checks against the text.
+/// The text is cut into windows whose walked parts lie side by side. One teacher-forced pass over
+/// each gives every head's best token at every position; those are the drafts that [`walk`] checks
+/// against the text.
 ///
 /// # Errors
 ///
@@ -82,7 +83,9 @@ pub fn held_out_texts<T: AsRef<[u32]>>(
     for equal in all.chunk_by(|a, b| a.len() == b.len()) {
         for batch in equal.chunks(options.batch) {
             for (text, mut drafts) in batch.iter().zip(drafts(model, batch)?) {
-                drafts.iter_mut().for_each(|drafts| drop(drafts.drain(..options.prompt)));
+                for drafts in &mut drafts {
+                    drafts.drain(..options.prompt);
+                }
                 for (sum, heads_used) in walks.iter_mut().zip(1..) {
                     sum.merge(&walk(&text[options.prompt..], &drafts, heads_used)?);
                 }
