@@ -273,13 +273,28 @@ fn peak_memory(pid: u32) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::time::Instant;
 
     use super::*;
 
     #[test]
     fn a_child_is_interrupted_when_the_run_is_stopped() {
-        let mut child = Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
+        // A child that handles the signal, as ours does: one that ignores it from birth, as all
+        // children of a background shell do, would sleep on.
+        let program = "import signal, time\n\
+            signal.signal(signal.SIGINT, signal.default_int_handler)\n\
+            print('ready', flush=True)\n\
+            time.sleep(60)";
+        let mut child = Command::new("python3")
+            .args(["-c", program])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 5];
+        child.stdout.take().unwrap().read_exact(&mut ready).unwrap();
         let stop = AtomicBool::new(true);
         let began = Instant::now();
         let status = watch(&mut child, &stop, |_| Ok(())).unwrap();
