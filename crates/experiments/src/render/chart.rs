@@ -5,7 +5,8 @@
 
 use std::fmt::Write;
 
-use crate::render::text::escape;
+use super::label::{Label, Obstacle};
+use super::text::escape;
 
 /// How a number is written.
 pub(crate) type Format = fn(f64) -> String;
@@ -18,6 +19,17 @@ pub(crate) struct Series {
     pub(crate) colour: usize,
     /// The line, from left to right.
     pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// Which points of the lines are marked and labelled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Marks {
+    /// None: the line has too many.
+    None,
+    /// All are marked, the last one has its value.
+    Last,
+    /// All are marked, the highest one has its value.
+    Highest,
 }
 
 /// One pair of axes with its lines.
@@ -34,8 +46,8 @@ pub(crate) struct Panel {
     pub(crate) value_format: Format,
     /// The lines.
     pub(crate) series: Vec<Series>,
-    /// Whether points are marked by dots and the last of each line by its value.
-    pub(crate) marks: bool,
+    /// Which points are marked and labelled.
+    pub(crate) marks: Marks,
     /// A value of the vertical axis that is included and drawn as a line of reference.
     pub(crate) reference: Option<f64>,
     /// Whether the vertical axis starts at 0 and ends at 1.
@@ -70,8 +82,8 @@ impl Panel {
         for series in &self.series {
             self.draw_series(series, &frame, &mut svg);
         }
-        if self.marks {
-            self.draw_end_labels(&frame, &mut svg);
+        if self.marks != Marks::None {
+            self.draw_labels(&frame, &mut svg);
         }
         svg.push_str("</g>");
         svg
@@ -134,7 +146,7 @@ impl Panel {
                 escape(&series.name)
             );
         }
-        if self.marks {
+        if self.marks != Marks::None {
             for &(x, y) in &visible {
                 let _ = write!(
                     svg,
@@ -149,40 +161,55 @@ impl Panel {
         }
     }
 
-    /// The last value of each line, on the side of its point where no other line passes.
-    fn draw_end_labels(&self, frame: &Frame, svg: &mut String) {
-        for (index, series) in self.series.iter().enumerate() {
-            let Some(&(x, y)) = series.points.last().filter(|(_, y)| y.is_finite()) else {
+    /// One value of each line, where it covers least.
+    fn draw_labels(&self, frame: &Frame, svg: &mut String) {
+        let obstacles = self.obstacles(frame);
+        let mut placed: Vec<Label> = Vec::new();
+        for series in &self.series {
+            let Some((x, y)) = self.labelled(series) else {
                 continue;
             };
-            let place = frame.y(y);
-            let others = self.series.iter().enumerate().filter(|(i, _)| *i != index);
-            let (mut above, mut below) = (0, 0);
-            for (other, line) in others {
-                let Some(&(_, value)) = line.points.iter().find(|p| p.0.total_cmp(&x).is_eq())
-                else {
-                    continue;
-                };
-                let distance = place - frame.y(value);
-                if distance.abs() < 30.0 {
-                    let is_above = distance > 0.0 || (distance == 0.0 && other > index);
-                    *(if is_above { &mut above } else { &mut below }) += 1;
-                }
-            }
-            let rises = series.points.iter().rev().nth(1).is_none_or(|p| p.1 < y);
-            let (dx, dy, anchor) = match (above > below, rises) {
-                (false, _) => (0.0, -10.0, "middle"),
-                (true, true) => (1.0, 18.0, "start"),
-                (true, false) => (-1.0, 18.0, "end"),
-            };
+            let text = (self.value_format)(y);
+            let place = (frame.x(x), frame.y(y));
+            let label = Label::around(place, &text, LEFT..SIZE.0, &obstacles, &placed);
             let _ = write!(
                 svg,
-                "<text class=\"value\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
-                frame.x(x) + dx,
-                place + dy,
-                escape(&(self.value_format)(y))
+                "<text class=\"value\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+                label.x,
+                label.y + 4.0,
+                escape(&text)
             );
+            placed.push(label);
         }
+    }
+
+    /// The point of a line that is labelled.
+    fn labelled(&self, series: &Series) -> Option<(f64, f64)> {
+        let mut finite = series.points.iter().copied().filter(|point| point.1.is_finite());
+        match self.marks {
+            Marks::None => None,
+            Marks::Last => finite.next_back(),
+            Marks::Highest => finite.max_by(|a, b| a.1.total_cmp(&b.1)),
+        }
+    }
+
+    /// Places that a label should leave free: dots, and points along lines.
+    fn obstacles(&self, frame: &Frame) -> Vec<Obstacle> {
+        let mut obstacles = Vec::new();
+        for series in &self.series {
+            let points: Vec<(f64, f64)> =
+                series.points.iter().map(|&(x, y)| (frame.x(x), frame.y(y))).collect();
+            obstacles.extend(points.iter().map(|&(x, y)| Obstacle { x, y, weight: 6.0 }));
+            for pair in points.windows(2) {
+                let between = |share: f64| {
+                    let along = |from: f64, to: f64| from + share * (to - from);
+                    let (x, y) = (along(pair[0].0, pair[1].0), along(pair[0].1, pair[1].1));
+                    Obstacle { x, y, weight: 1.0 }
+                };
+                obstacles.extend((1..8).map(|part| between(f64::from(part) / 8.0)));
+            }
+        }
+        obstacles
     }
 }
 
@@ -200,7 +227,7 @@ impl Frame {
         let x_range = bounds(points().map(|p| p.0));
         let y_range = if panel.share {
             (0.0, 1.0)
-        } else if panel.marks {
+        } else if panel.marks != Marks::None {
             let values = points().map(|p| p.1).chain(panel.reference);
             bounds(values)
         } else {
@@ -211,8 +238,10 @@ impl Frame {
         let high = (y_range.1 / y_step - 1e-9).ceil() * y_step;
         let y_ticks = ticks(low, high, y_step);
         let span = x_range.1 - x_range.0;
-        let x_step =
-            if panel.marks { (span / 12.0).ceil().max(1.0) } else { nice_step(span / 5.0) };
+        let x_step = match panel.marks {
+            Marks::None => nice_step(span / 5.0),
+            Marks::Last | Marks::Highest => (span / 12.0).ceil().max(1.0),
+        };
         Self {
             x_range,
             y_range: (low, high),
@@ -275,7 +304,7 @@ fn ticks(low: f64, high: f64, step: f64) -> Vec<f64> {
 mod tests {
     use super::*;
 
-    fn panel(points: Vec<(f64, f64)>, marks: bool) -> Panel {
+    fn panel(points: Vec<(f64, f64)>, marks: Marks) -> Panel {
         Panel {
             title: "a < b".to_owned(),
             x_label: "heads".to_owned(),
@@ -291,7 +320,7 @@ mod tests {
 
     #[test]
     fn larger_values_are_drawn_higher_and_further_right() {
-        let panel = panel(vec![(1.0, 1.0), (2.0, 1.5), (4.0, 2.0)], true);
+        let panel = panel(vec![(1.0, 1.0), (2.0, 1.5), (4.0, 2.0)], Marks::Last);
         let frame = Frame::around(&panel);
         assert!(frame.x(4.0) > frame.x(2.0));
         assert!(frame.y(2.0) < frame.y(1.0));
@@ -300,16 +329,25 @@ mod tests {
 
     #[test]
     fn every_point_is_marked_and_the_last_one_labelled() {
-        let svg = panel(vec![(1.0, 1.0), (2.0, 1.5), (4.0, 1.987)], true).svg();
+        let svg = panel(vec![(1.0, 1.0), (2.0, 1.5), (4.0, 1.987)], Marks::Last).svg();
         assert_eq!(svg.matches("<circle").count(), 3);
         assert!(svg.contains("class=\"value\"") && svg.contains(">1.99</text>"));
         assert!(svg.contains("a &lt; b"));
     }
 
     #[test]
+    fn the_label_stands_at_the_highest_point_where_that_is_asked_for() {
+        let points = vec![(1.0, 1.0), (2.0, 1.618), (4.0, 0.5)];
+        let svg = panel(points, Marks::Highest).svg();
+        let labels: Vec<&str> = svg.split("class=\"value\"").skip(1).collect();
+        assert_eq!(labels.len(), 1);
+        assert!(labels[0].contains(">1.62</text>"));
+    }
+
+    #[test]
     fn the_steep_start_of_a_loss_curve_is_cut() {
         let points = (0..100).map(|i| (f64::from(i), 1.0 + 5.0 * (-f64::from(i)).exp()));
-        let frame = Frame::around(&panel(points.collect(), false));
+        let frame = Frame::around(&panel(points.collect(), Marks::None));
         assert!(frame.y_range.1 < 2.0);
     }
 
@@ -317,7 +355,7 @@ mod tests {
     fn ticks_are_round_and_cover_the_values() {
         assert_eq!(nice_step(0.13), 0.2);
         assert_eq!(nice_step(0.25), 0.25);
-        let frame = Frame::around(&panel(vec![(1.0, 1.02), (8.0, 1.91)], true));
+        let frame = Frame::around(&panel(vec![(1.0, 1.02), (8.0, 1.91)], Marks::Last));
         assert_eq!(frame.y_ticks.first(), Some(&1.0));
         assert!(frame.y_ticks.last().unwrap() >= &1.91);
         assert_eq!(frame.x_ticks.len(), 8);
@@ -326,7 +364,7 @@ mod tests {
     #[test]
     fn charts_of_one_point_or_none_have_no_infinite_coordinates() {
         for points in [vec![], vec![(1.0, 1.0)], vec![(1.0, f64::NAN)]] {
-            let svg = panel(points, true).svg();
+            let svg = panel(points, Marks::Last).svg();
             assert!(!svg.contains("inf") && !svg.contains("NaN,") && !svg.contains("=\"NaN"));
         }
     }

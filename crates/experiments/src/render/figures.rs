@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::report::{ModelRow, Report};
 use crate::results::SpeedResults;
 
-use super::chart::{Panel, SIZE, Series};
+use super::chart::{Marks, Panel, SIZE, Series};
 use super::text::{escape, short};
 
 /// The colour of a model: the baseline's is neutral, and a number of heads keeps its colour over
@@ -71,7 +71,7 @@ fn by_heads_used(
         y_format: tick,
         value_format: label,
         series,
-        marks: true,
+        marks: Marks::Highest,
         reference: Some(1.0),
         share: false,
     }
@@ -133,7 +133,7 @@ pub(crate) fn losses(report: &Report, results: &SpeedResults) -> [Panel; 2] {
             y_format: tick,
             value_format: tick,
             series: curves.collect(),
-            marks: false,
+            marks: Marks::None,
             reference: None,
             share: false,
         },
@@ -144,7 +144,7 @@ pub(crate) fn losses(report: &Report, results: &SpeedResults) -> [Panel; 2] {
             y_format: tick,
             value_format: |y| format!("{y:.2}"),
             series: by_head.collect(),
-            marks: true,
+            marks: Marks::Last,
             reference: None,
             share: false,
         },
@@ -172,7 +172,7 @@ pub(crate) fn acceptance(report: &Report, results: &SpeedResults) -> [Panel; 2] 
             y_format: super::text::percent,
             value_format: super::text::percent,
             series: series.collect(),
-            marks: true,
+            marks: Marks::Last,
             reference: None,
             share: true,
         }
@@ -218,6 +218,19 @@ pub(crate) fn standalone(report: &Report, style: &str) -> String {
             escape(&label(model))
         );
         x += 92.0;
+    }
+    if let Some(model) = report.models.last() {
+        let what = format!(
+            "n: tokens predicted at once · {} parameters · preset {}",
+            short(model.parameters as f64),
+            report.preset
+        );
+        let _ = write!(
+            svg,
+            "<text class=\"tick\" x=\"{}\" y=\"32\" text-anchor=\"end\">{}</text>",
+            width - 24.0,
+            escape(&what)
+        );
     }
     svg.push_str(&held_out.group(16.0, 46.0));
     svg.push_str(&speedup.group(SIZE.0 + 28.0, 46.0));

@@ -46,7 +46,8 @@ fn push_speed(page: &mut String, source: &Source) {
         page,
         &figures::legend(&drafting),
         &figures::speed(source.report),
-        "A forward pass writes the next token and keeps the drafts that agree with it. Above: on real \
+        "n is how many tokens a model predicts at once, k how many heads are used. A forward pass writes the \
+         next token and keeps the drafts that agree with it. Above: on real \
          text that no model has seen, and in seconds. Below: on text that the model writes itself, and \
          in seconds against the next-token baseline, which has as many parameters and no drafts.",
     );
@@ -162,7 +163,9 @@ fn push_table(page: &mut String, table: &Table, theirs: usize) {
     let class = |column: usize| if column >= ours { " class=\"theirs\"" } else { "" };
     page.push_str("<div class=\"scroll\"><table>\n<thead><tr>");
     for (column, name) in table.columns.iter().enumerate() {
-        let _ = write!(page, "<th{}>{}</th>", class(column), escape(name));
+        // A hyphen at which the name does not break.
+        let name = escape(name).replace("speed-up", "speed\u{2011}up");
+        let _ = write!(page, "<th{}>{name}</th>", class(column));
     }
     page.push_str("</tr></thead>\n");
     for group in table.rows.chunk_by(|a, b| a.group == b.group) {

@@ -5,6 +5,7 @@
 mod chart;
 mod figures;
 mod html;
+mod label;
 mod markdown;
 mod sample;
 mod story;

@@ -148,9 +148,9 @@ pub(crate) fn definitions(source: &Source) -> Vec<(String, String)> {
         (
             "Held-out text",
             format!(
-                "{} tokens that spread over the test split, each window of {} behind a prompt of {}, walked as if \
-                 they were the output: heads 2 to k draft, drafts are accepted up to the first that differs from the real text, the \
-                 next token always counts. This cannot be raised by loops.",
+                "{} tokens that spread over the test split, in windows of {} behind a prompt of {}, walked \
+                 as if they were the output: heads 2 to k draft, drafts are accepted up to the first that \
+                 differs from the real text, the next token always counts. This cannot be raised by loops.",
                 count(settings.held_out_tokens as u64),
                 settings.held_out_window - settings.held_out_prompt.min(settings.held_out_window),
                 settings.held_out_prompt
