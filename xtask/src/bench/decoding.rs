@@ -13,7 +13,7 @@ use super::peers::Peers;
 use super::results;
 use super::statistics::{median, rounded};
 use crate::process;
-use crate::reproduce::{build_release, foretoken};
+use crate::reproduce::foretoken;
 use crate::setup::Libtorch;
 use crate::workspace::Workspace;
 
@@ -35,7 +35,6 @@ pub(crate) fn run(
     plan: &Plan,
 ) -> Result<bool> {
     let peers = Peers::ensure(workspace)?;
-    build_release(workspace, "foretoken-cli", libtorch)?;
     let model = match model {
         Some(folder) => folder.to_path_buf(),
         None => default_model(workspace, libtorch)?,

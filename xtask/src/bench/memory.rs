@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::process;
-use crate::reproduce::{build_release, release_binary};
+use crate::reproduce::release_binary;
 use crate::setup::Libtorch;
 use crate::workspace::Workspace;
 
@@ -15,7 +15,6 @@ const MOST_RATIO: f64 = 1.15;
 
 /// Prints the ratio; whether it is within the bar.
 pub(crate) fn run(workspace: &Workspace, libtorch: &Libtorch, threads: usize) -> Result<bool> {
-    build_release(workspace, "foretoken-benches", libtorch)?;
     let mut peaks = Vec::new();
     println!(
         "training steps at a vocabulary of 32,768, 10 layers in all, each in a process of its own"

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::reproduce::build_release;
 use crate::setup;
 use crate::workspace::Workspace;
 
@@ -36,6 +37,9 @@ pub(crate) struct BenchArguments {
     /// Threads of each side [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
+    /// Measure the binaries that were built last, as they are
+    #[arg(long)]
+    no_build: bool,
     /// With --peer: the file to write [default: docs/results/bench-PEER.json]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -86,6 +90,13 @@ pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<E
             .clone()
             .unwrap_or_else(|| workspace.root().join(format!("docs/results/bench-{name}.json"))),
     };
+    if !arguments.no_build {
+        let package = match arguments.peer {
+            Some(Peer::Transformers) => "foretoken-cli",
+            None | Some(Peer::Pytorch) => "foretoken-benches",
+        };
+        build_release(workspace, package, &libtorch)?;
+    }
     let passed = match arguments.peer {
         None => memory::run(workspace, &libtorch, threads)?,
         Some(Peer::Transformers) => {
