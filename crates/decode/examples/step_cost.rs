@@ -9,7 +9,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use foretoken_decode::{Decoder, Decoding, GenerateOptions};
+use foretoken_decode::{Decoder, DecoderOptions, Decoding, GenerateOptions};
 use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
 use foretoken_trunk::Architecture;
 use tch::{Device, Kind};
@@ -46,10 +46,8 @@ fn measure(
     let heads = HeadsConfig { kind: "block".into(), count: 4 };
     let config = ModelConfig { architecture, heads, end_of_text: None };
     let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
-    let mut decoder = match threads {
-        Some(threads) => Decoder::with_threads(&model, threads)?,
-        None => Decoder::new(&model)?,
-    };
+    let options = DecoderOptions { threads, ..DecoderOptions::default() };
+    let mut decoder = Decoder::with_options(&model, options)?;
     let prompt: Vec<u32> = (0..prompt as u32).map(|i| i * i % vocab).collect();
     let settings = [
         Decoding::Autoregressive,

@@ -9,7 +9,7 @@ use crate::cpu_engine;
 use crate::engine::Engine;
 use crate::sampler::Sampler;
 use crate::tensor_engine::TensorEngine;
-use crate::{Decoding, Error, GenerateOptions, Generation, Result, StoppedBy};
+use crate::{DecoderOptions, Decoding, Error, GenerateOptions, Generation, Result, StoppedBy};
 
 /// What is called with new tokens and the heads that produced them, and may break off.
 pub type OnTokens<'a> = dyn FnMut(&[u32], &[usize]) -> ControlFlow<()> + 'a;
@@ -32,21 +32,18 @@ impl std::fmt::Debug for Decoder<'_> {
 impl<'m> Decoder<'m> {
     /// Prepares a model: packs its weights for the CPU's own engine where it can run the model.
     ///
-    /// Uses as many threads as libtorch does where the model is large enough to gain from them.
-    ///
     /// # Errors
     /// When the weights cannot be read.
     pub fn new(model: &'m MultiTokenModel) -> Result<Self> {
-        let most = usize::try_from(tch::get_num_threads()).unwrap_or(1);
-        Self::with_threads(model, cpu_engine::useful_threads(model, most))
+        Self::with_options(model, DecoderOptions::default())
     }
 
-    /// As [`Decoder::new`], with a given number of threads for the CPU's own engine.
+    /// As [`Decoder::new`], with options.
     ///
     /// # Errors
     /// When the weights cannot be read.
-    pub fn with_threads(model: &'m MultiTokenModel, threads: usize) -> Result<Self> {
-        match cpu_engine::build(model, threads)? {
+    pub fn with_options(model: &'m MultiTokenModel, options: DecoderOptions) -> Result<Self> {
+        match cpu_engine::build(model, options)? {
             Some(engine) => Ok(Self::over(model, engine, "cpu")),
             None => Self::on_tensors(model),
         }
@@ -108,27 +105,27 @@ impl<'m> Decoder<'m> {
         }
         self.engine.reset();
         // A pass brings its drafts and one token more; the first token comes before that.
-        let mut pass = self.engine.prefill(prompt, heads.min(text.limit - 1).max(1))?.to_vec();
-        let mut outcome = text.extend(self.engine.as_mut(), &pass[..1], &[])?;
+        let drafting = (heads - 1).min(text.limit.saturating_sub(2));
+        let first = self.engine.prefill(prompt, drafting)?;
+        let mut outcome = text.extend(self.engine.as_mut(), &[first], 0)?;
         text.generation.prefill = start.elapsed();
         let decoding = Instant::now();
+        let mut pass = Vec::with_capacity(heads);
         let mut best = Vec::with_capacity(heads);
         while outcome.is_continue() {
-            // `pass` is the last token and the drafts of those after it.
-            pass[0] = text.generation.tokens.last().copied().unwrap_or(pass[0]);
+            // The last token and the drafts of those after it.
+            pass.clear();
+            pass.extend(text.generation.tokens.last());
+            let drafts = drafting.min(text.left() - 1);
+            if drafts > 0 {
+                pass.extend_from_slice(self.engine.draft(drafts)?);
+            }
             best.clear();
             best.extend_from_slice(self.engine.verify(&pass)?);
-            let kept =
-                1 + pass[1..].iter().zip(&best).take_while(|(draft, own)| draft == own).count();
-            outcome = text.extend(self.engine.as_mut(), &best[..kept], &pass[1..kept])?;
-            let drafts = text.left().saturating_sub(1).min(heads - 1);
-            if outcome.is_continue() {
-                self.engine.keep(kept);
-                pass.truncate(1);
-                if drafts > 0 {
-                    pass.extend_from_slice(self.engine.draft(drafts)?);
-                }
-            }
+            let agree = pass[1..].iter().zip(&best).take_while(|(draft, own)| draft == own);
+            let accepted = agree.count();
+            outcome = text.extend(self.engine.as_mut(), &best[..=accepted], accepted)?;
+            self.engine.keep(1 + accepted);
         }
         text.generation.decode = decoding.elapsed();
         Ok(text.generation)
@@ -178,18 +175,18 @@ struct Text<'o> {
 }
 
 impl Text<'_> {
-    /// Takes what a pass brought: drafts that were accepted, which head 0 chose itself, and its
-    /// next token, `best` together. Breaks at the end of the text.
+    /// Takes what a pass brought: head 0's `best` tokens, the first `accepted` of which were drafted.
+    /// Breaks at the end of the text.
     fn extend(
         &mut self,
         engine: &mut dyn Engine,
         best: &[u32],
-        drafts: &[u32],
+        accepted: usize,
     ) -> Result<ControlFlow<()>> {
         self.generation.forward_passes += 1;
         for (row, &token) in best.iter().enumerate() {
             let token = self.choose(engine, row, token)?;
-            let head = if row < drafts.len() { row + 1 } else { 0 };
+            let head = if row < accepted { row + 1 } else { 0 };
             self.generation.tokens.push(token);
             self.generation.drafted_by.push(head);
             self.generation.accepted[row] += 1;

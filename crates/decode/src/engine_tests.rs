@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::cpu_engine;
 use crate::engine::Engine;
 use crate::tensor_engine::TensorEngine;
+use crate::{DecoderOptions, DraftPrecision};
 
 fn model(layers: usize, heads: usize, kv_heads: usize, kind: Kind, seed: i64) -> MultiTokenModel {
     tch::set_num_threads(1);
@@ -74,12 +75,19 @@ fn walk(
     let heads = model.heads().len();
     let expected = whole(model, tokens);
     engine.reset();
-    let first = engine.prefill(&tokens[..start], heads).unwrap().to_vec();
-    assert_eq!(first.len(), heads);
-    for (token, logits) in first.into_iter().zip(&expected) {
-        assert_best(token, &logits[start - 1], tolerance, "after the prompt");
-    }
+    let drafts_at = |engine: &mut dyn Engine, position: usize| {
+        if heads > 1 {
+            let drafts = engine.draft(heads - 1).unwrap().to_vec();
+            assert_eq!(drafts.len(), heads - 1);
+            for (token, logits) in drafts.into_iter().zip(&expected[1..]) {
+                assert_best(token, &logits[position], tolerance, &format!("at {position}"));
+            }
+        }
+    };
+    let first = engine.prefill(&tokens[..start], heads - 1).unwrap();
+    assert_best(first, &expected[0][start - 1], tolerance, "after the prompt");
     assert!(distance(engine, 0, &expected[0][start - 1]) < tolerance);
+    drafts_at(engine, start - 1);
     let mut position = start;
     for &(rows, kept) in steps {
         let rows = rows.min(heads).min(tokens.len() - position);
@@ -99,13 +107,7 @@ fn walk(
         }
         engine.keep(kept);
         position += kept;
-        if heads > 1 {
-            let drafts = engine.draft(heads - 1).unwrap().to_vec();
-            assert_eq!(drafts.len(), heads - 1);
-            for (token, logits) in drafts.into_iter().zip(&expected[1..]) {
-                assert_best(token, &logits[position - 1], tolerance, &format!("at {position}"));
-            }
-        }
+        drafts_at(engine, position - 1);
     }
 }
 
@@ -120,30 +122,13 @@ proptest! {
         seed in 0i64..100,
     ) {
         let start = start.min(tokens.len());
+        let options = DecoderOptions { threads: Some(1), drafts: DraftPrecision::Full };
         let double = model(layers, heads, kv_heads, Kind::Double, seed);
-        let mut ours = cpu_engine::build(&double, 1).unwrap().unwrap();
+        let mut ours = cpu_engine::build(&double, options).unwrap().unwrap();
         walk(&double, ours.as_mut(), &tokens, start, &steps, 1e-10);
         walk(&double, &mut TensorEngine::new(&double).unwrap(), &tokens, start, &steps, 1e-10);
         let float = model(layers, heads, kv_heads, Kind::Float, seed);
-        let mut ours = cpu_engine::build(&float, 1).unwrap().unwrap();
+        let mut ours = cpu_engine::build(&float, options).unwrap().unwrap();
         walk(&float, ours.as_mut(), &tokens, start, &steps, 1e-4);
     }
-}
-
-#[test]
-fn small_models_stay_on_one_thread_and_large_ones_share() {
-    let small = model(3, 1, 4, Kind::Float, 0);
-    assert_eq!(cpu_engine::useful_threads(&small, 8), 1);
-    let mut large = Architecture { dim: 512, layers: 2, ffn: 4096, ..Architecture::default() };
-    large.vocab = 8192;
-    let heads = HeadsConfig { kind: "block".into(), count: 1 };
-    let config = ModelConfig { architecture: large, heads, end_of_text: None };
-    let large = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0).unwrap();
-    assert_eq!(cpu_engine::useful_threads(&large, 2), 2);
-}
-
-#[test]
-fn a_model_in_bfloat16_runs_on_tensors() {
-    let model = model(3, 2, 4, Kind::BFloat16, 0);
-    assert!(cpu_engine::build(&model, 1).unwrap().is_none());
 }

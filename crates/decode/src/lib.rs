@@ -9,7 +9,8 @@
 //!
 //! Two engines run the passes. On the CPU, in float32 and float64, a model whose heads are blocks
 //! is run by [`foretoken_kernels::cpu`], where a row's result has the same bits alone and among
-//! other rows: speculative output *equals* plain output there, by construction. Everything else
+//! other rows: speculative output *equals* plain output there, by construction, and the drafting
+//! heads may compute in bfloat16 without a trace in the text. Everything else
 //! (GPUs, other head types, bfloat16) runs on libtorch, where two nearly equal logits may change
 //! places between a pass of one row and a pass of several.
 //!
@@ -51,4 +52,4 @@ mod tensor_engine;
 pub use decoder::{Decoder, OnTokens};
 pub use error::{Error, Result};
 pub use generation::{Generation, StoppedBy};
-pub use options::{Decoding, GenerateOptions, Sampling};
+pub use options::{DecoderOptions, Decoding, DraftPrecision, GenerateOptions, Sampling};

@@ -2,6 +2,29 @@
 
 use crate::{Error, Result};
 
+/// How the CPU's own engine is set up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DecoderOptions {
+    /// Threads; as many as libtorch has, as far as the model is large enough to gain from them,
+    /// where there is no number.
+    pub threads: Option<usize>,
+    /// What the drafting heads compute with.
+    pub drafts: DraftPrecision,
+}
+
+/// What the drafting heads of a float32 model compute with.
+///
+/// The text is the same either way, because head 0 verifies every draft in float32. Only how many
+/// drafts it accepts may change, by a few in a thousand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DraftPrecision {
+    /// Weights in bfloat16 (the default): half the bytes to read, which is most of a draft's cost.
+    #[default]
+    BFloat16,
+    /// Weights as they are: drafts are just what the heads predict.
+    Full,
+}
+
 /// How many tokens a pass may bring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Decoding {

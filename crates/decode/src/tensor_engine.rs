@@ -113,18 +113,19 @@ impl Engine for TensorEngine<'_> {
         self.stacked.iter_mut().for_each(StackedHeads::reset);
     }
 
-    fn prefill(&mut self, tokens: &[u32], heads: usize) -> Result<&[u32]> {
+    fn prefill(&mut self, tokens: &[u32], drafting: usize) -> Result<u32> {
         no_grad(|| {
-            self.prepare(heads - 1)?;
-            let mut rows = Vec::new();
-            for tokens in tokens.chunks(PREFILL_ROWS) {
+            self.prepare(drafting)?;
+            let last = tokens.len().saturating_sub(1) / PREFILL_ROWS * PREFILL_ROWS;
+            for tokens in tokens[..last].chunks(PREFILL_ROWS) {
                 self.pass(tokens)?;
-                rows = vec![self.stock.f_select(1, -1)?];
-                if heads > 1 {
-                    rows.push(self.drafts(heads - 1)?);
+                if drafting > 0 {
+                    _ = self.drafts(drafting)?;
                 }
             }
-            self.choose(&Tensor::f_cat(&rows, 0)?)
+            self.pass(&tokens[last..])?;
+            let row = self.stock.f_select(1, -1)?;
+            Ok(self.choose(&row)?.first().copied().unwrap_or(0))
         })
     }
 

@@ -3,7 +3,8 @@
 use std::ops::ControlFlow;
 
 use foretoken_decode::{
-    Decoder, Decoding, Error, GenerateOptions, Generation, Sampling, StoppedBy,
+    Decoder, DecoderOptions, Decoding, DraftPrecision, Error, GenerateOptions, Generation,
+    Sampling, StoppedBy,
 };
 use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
 use foretoken_trunk::{Architecture, Block};
@@ -153,12 +154,14 @@ proptest! {
 
     #[test]
     fn the_cpu_engine_speculates_without_a_trace(
-        sizes in sizes(), double: bool, seed in 0i64..1000,
+        sizes in sizes(), double: bool, full: bool, seed in 0i64..1000,
         prompt in proptest::collection::vec(0u32..1000, 1..60), length in 0usize..60,
     ) {
         let kind = if double { Kind::Double } else { Kind::Float };
         let model = restless(&sizes, kind, seed);
-        let mut decoder = Decoder::new(&model).unwrap();
+        let drafts = if full { DraftPrecision::Full } else { DraftPrecision::BFloat16 };
+        let options = DecoderOptions { threads: Some(1), drafts };
+        let mut decoder = Decoder::with_options(&model, options).unwrap();
         prop_assert_eq!(decoder.engine(), "cpu");
         let prompt: Vec<u32> =
             prompt.iter().take(sizes.context).map(|t| t % sizes.vocab as u32).collect();
@@ -197,6 +200,17 @@ fn every_depth_of_acceptance_gives_plain_output() {
             assert!(next, "the model is not the one that was meant");
         }
     }
+}
+
+#[test]
+fn drafts_in_bfloat16_are_accepted_like_exact_ones() {
+    let model = predictable(Kind::Float, 4);
+    let accepted = [DraftPrecision::Full, DraftPrecision::BFloat16].map(|drafts| {
+        let setup = DecoderOptions { drafts, ..DecoderOptions::default() };
+        let mut decoder = Decoder::with_options(&model, setup).unwrap();
+        generate(&mut decoder, &[9], &options(120, Some(4))).accepted
+    });
+    assert_eq!(accepted[0], accepted[1]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::aligned::{Rows, View};
 use super::attention::{Attention, MOST_QUERIES};
 use super::cache::{BlockCache, CacheView};
 use super::dispatch::Isa;
-use super::linear::PackedLinear;
+use super::linear::{PackedLinear, WeightFormat};
 use super::norm::RmsNorm;
 use super::real::Real;
 use super::rotary::{RotaryTable, Turn};
@@ -62,11 +62,16 @@ impl<T: Real> BlockWeights<T> {
     ///
     /// # Panics
     /// Where a tensor's length or the shape itself does not fit.
-    pub fn pack(shape: &BlockShape, tensors: &BlockTensors<'_, T>) -> Self {
-        Self::pack_for(Isa::detect(), shape, tensors)
+    pub fn pack(shape: &BlockShape, tensors: &BlockTensors<'_, T>, format: WeightFormat) -> Self {
+        Self::pack_for(Isa::detect(), shape, tensors, format)
     }
 
-    pub(super) fn pack_for(isa: Isa, shape: &BlockShape, tensors: &BlockTensors<'_, T>) -> Self {
+    pub(super) fn pack_for(
+        isa: Isa,
+        shape: &BlockShape,
+        tensors: &BlockTensors<'_, T>,
+        format: WeightFormat,
+    ) -> Self {
         let BlockShape { dim, attention_heads, kv_heads, head_dim, ffn, norm_eps } = *shape;
         assert!(
             kv_heads > 0 && attention_heads % kv_heads == 0,
@@ -84,12 +89,12 @@ impl<T: Real> BlockWeights<T> {
         Self {
             shape: *shape,
             input_norm: RmsNorm::new_for(isa, tensors.input_layernorm, norm_eps),
-            query: PackedLinear::pack_for(isa, query, q, dim),
-            key_value: PackedLinear::pack_for(isa, key_value, kv, dim),
-            output: PackedLinear::pack_for(isa, tensors.o_proj, dim, q),
+            query: PackedLinear::pack_for(isa, query, q, dim, format),
+            key_value: PackedLinear::pack_for(isa, key_value, kv, dim, format),
+            output: PackedLinear::pack_for(isa, tensors.o_proj, dim, q, format),
             post_norm: RmsNorm::new_for(isa, tensors.post_attention_layernorm, norm_eps),
-            gate_up: PackedLinear::pack_gated(isa, tensors.gate_up_proj, ffn, dim),
-            down: PackedLinear::pack_for(isa, tensors.down_proj, dim, ffn),
+            gate_up: PackedLinear::pack_gated(isa, tensors.gate_up_proj, ffn, dim, format),
+            down: PackedLinear::pack_for(isa, tensors.down_proj, dim, ffn, format),
             isa,
         }
     }
@@ -206,7 +211,7 @@ pub(super) struct BlockCall<'c, T> {
 }
 
 /// Room for what lies between a block's input and its output.
-pub struct Scratch<T> {
+pub(super) struct Scratch<T> {
     query: Rows<T>,
     key_value: Rows<T>,
     attended: Rows<T>,
@@ -223,7 +228,7 @@ pub struct Scratch<T> {
 
 impl<T: Real> Scratch<T> {
     /// Room for `rows` rows at once and `positions` positions in all, on `threads` threads.
-    pub fn new(shape: &BlockShape, rows: usize, positions: usize, threads: usize) -> Self {
+    pub(super) fn new(shape: &BlockShape, rows: usize, positions: usize, threads: usize) -> Self {
         let queries = shape.attention_heads * shape.head_dim;
         Self {
             query: Rows::new(rows, queries),
@@ -237,11 +242,6 @@ impl<T: Real> Scratch<T> {
             positions,
             threads,
         }
-    }
-
-    /// Most rows at once.
-    pub fn rows(&self) -> usize {
-        self.rows
     }
 
     /// Whether it has room for such a pass.

@@ -1,11 +1,12 @@
 //! Chooses the vector unit once and runs a kernel compiled for it.
 
+use super::pairs::PairSimd;
 use super::real::Real;
-use super::simd::Simd;
+use super::simd::{F32Portable, Simd};
 
 /// The vector instructions that a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
+pub(super) enum Isa {
     /// 512-bit vectors.
     Avx512,
     /// 256-bit vectors with fused multiply-add.
@@ -16,7 +17,7 @@ pub enum Isa {
 
 impl Isa {
     /// The best that this processor has.
-    pub fn detect() -> Self {
+    pub(super) fn detect() -> Self {
         if Self::Avx512.is_here() {
             Self::Avx512
         } else if Self::Avx2.is_here() {
@@ -27,7 +28,8 @@ impl Isa {
     }
 
     /// All that this processor has, the best first.
-    pub fn available() -> Vec<Self> {
+    #[cfg(test)]
+    pub(super) fn available() -> Vec<Self> {
         [Self::Avx512, Self::Avx2, Self::Portable].into_iter().filter(|isa| isa.is_here()).collect()
     }
 
@@ -70,6 +72,56 @@ impl Isa {
         }
         T::dispatch(self, Lanes)
     }
+}
+
+/// A computation with pairs of bfloat16 weights, written once over any vector unit.
+pub(crate) trait PairKernel<T: Real> {
+    /// Computes on `s`; `#[inline(always)]`, as [`Kernel::run`].
+    fn run_pairs<S: PairSimd<T = T>>(self, s: S);
+}
+
+/// Runs `kernel` compiled for `isa`, with the instructions for bfloat16 where there are any.
+pub(super) fn dispatch_pairs<K: PairKernel<f32>>(isa: Isa, kernel: K) {
+    // SAFETY: an `Isa` has been checked, see `dispatch_with`; bfloat16 is checked here.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if std::arch::is_x86_feature_detected!("avx512bf16") => {
+                pairs_on_bf16(kernel);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => pairs_on_avx512(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => pairs_on_avx2(kernel),
+            _ => kernel.run_pairs(F32Portable::proven()),
+        }
+    }
+}
+
+/// In place of [`dispatch_pairs`] for a type whose weights are never packed in pairs.
+pub(super) fn no_pairs<K>(_isa: Isa, _kernel: K) {
+    unreachable!("weights of this type are never packed in pairs");
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn pairs_on_bf16<K: PairKernel<f32>>(kernel: K) {
+    // SAFETY: this function is entered only where its features have been found.
+    kernel.run_pairs(unsafe { super::x86::F32x16Bf16::proven() });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+unsafe fn pairs_on_avx512<K: PairKernel<f32>>(kernel: K) {
+    // SAFETY: as above.
+    kernel.run_pairs(unsafe { super::x86::F32x16::proven() });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn pairs_on_avx2<K: PairKernel<f32>>(kernel: K) {
+    // SAFETY: as above.
+    kernel.run_pairs(unsafe { super::x86::F32x8::proven() });
 }
 
 /// A vector unit that can be vouched for.

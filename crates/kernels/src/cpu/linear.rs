@@ -1,14 +1,22 @@
 //! y = x Wᵀ for a few rows, with weights packed once.
 
 use super::aligned::{Aligned, PAD, Rows, View};
-use super::dispatch::{Isa, Kernel};
-use super::real::{Real, RealSimd, exp2};
-use super::simd::Simd;
+use super::dispatch::Isa;
+use super::pairs::pack_pair;
+use super::product::{Add, Finish, Gate, PANEL, Product, Store};
+use super::real::Real;
 use super::team::Worker;
-use super::tile::{Sums, tile, tile_rows, with_rows};
 
-/// Vectors side by side in a panel.
-const PANEL: usize = 4;
+/// What packed weights are kept in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// The type that is computed in (the default): exact.
+    #[default]
+    Full,
+    /// bfloat16 beside float32 activations, which some processors round to bfloat16 too: half the
+    /// bytes, for results that may be off by a few thousandths. Float64 stays as it is.
+    BFloat16,
+}
 
 /// A weight `[out, in]` in column panels: four vectors' worth of outputs side by side, `in` times
 /// one below the other, so that a product reads it from front to back once.
@@ -17,10 +25,10 @@ const PANEL: usize = 4;
 /// number of threads are.
 ///
 /// ```
-/// use foretoken_kernels::cpu::{PackedLinear, Rows};
+/// use foretoken_kernels::cpu::{PackedLinear, Rows, WeightFormat};
 ///
 /// let weight = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]; // [2, 3]
-/// let linear = PackedLinear::pack(&weight, 2, 3);
+/// let linear = PackedLinear::pack(&weight, 2, 3, WeightFormat::Full);
 /// let (mut x, mut y) = (Rows::new(1, 3), Rows::new(1, 2));
 /// x.row_mut(0).copy_from_slice(&[1.0, 0.0, -1.0]);
 /// linear.apply(&mut x, &mut y, 1, false);
@@ -32,6 +40,7 @@ pub struct PackedLinear<T> {
     outputs: usize,
     /// Output vectors: for a gated layer, of gates and ups together.
     vectors: usize,
+    format: WeightFormat,
     isa: Isa,
 }
 
@@ -40,51 +49,83 @@ impl<T: Real> PackedLinear<T> {
     ///
     /// # Panics
     /// Where the slice has another length.
-    pub fn pack(weight: &[T], outputs: usize, inputs: usize) -> Self {
-        Self::pack_for(Isa::detect(), weight, outputs, inputs)
+    pub fn pack(weight: &[T], outputs: usize, inputs: usize, format: WeightFormat) -> Self {
+        Self::pack_for(Isa::detect(), weight, outputs, inputs, format)
     }
 
-    pub(super) fn pack_for(isa: Isa, weight: &[T], outputs: usize, inputs: usize) -> Self {
+    pub(super) fn pack_for(
+        isa: Isa,
+        weight: &[T],
+        outputs: usize,
+        inputs: usize,
+        format: WeightFormat,
+    ) -> Self {
         assert_eq!(weight.len(), outputs * inputs, "the weight has another size");
         let lanes = isa.checked().lanes::<T>();
-        Self::from_vectors(isa, inputs, outputs, outputs.div_ceil(lanes), |vector, lane| {
-            let output = vector * lanes + lane;
-            (output < outputs).then(|| &weight[output * inputs..][..inputs])
-        })
+        let mut packed = Self::empty(isa, inputs, outputs, outputs.div_ceil(lanes), format);
+        for output in 0..outputs {
+            packed.set(output / lanes, output % lanes, &weight[output * inputs..][..inputs]);
+        }
+        packed
     }
 
     /// Packs `weight`, `[2 · outputs, inputs]` with the gates' rows before the ups', so that a
     /// vector of gates stands beside its vector of ups: see [`PackedLinear::apply_gated`].
-    pub(super) fn pack_gated(isa: Isa, weight: &[T], outputs: usize, inputs: usize) -> Self {
+    pub(super) fn pack_gated(
+        isa: Isa,
+        weight: &[T],
+        outputs: usize,
+        inputs: usize,
+        format: WeightFormat,
+    ) -> Self {
         assert_eq!(weight.len(), 2 * outputs * inputs, "the weight has another size");
         let lanes = isa.checked().lanes::<T>();
-        Self::from_vectors(isa, inputs, outputs, 2 * outputs.div_ceil(lanes), |vector, lane| {
-            let output = vector / 2 * lanes + lane;
-            let row = output + vector % 2 * outputs;
-            (output < outputs).then(|| &weight[row * inputs..][..inputs])
-        })
+        let mut packed = Self::empty(isa, inputs, outputs, 2 * outputs.div_ceil(lanes), format);
+        for output in 0..outputs {
+            let (vector, lane) = (output / lanes * 2, output % lanes);
+            packed.set(vector, lane, &weight[output * inputs..][..inputs]);
+            packed.set(vector + 1, lane, &weight[(outputs + output) * inputs..][..inputs]);
+        }
+        packed
     }
 
-    fn from_vectors<'w>(
+    fn empty(
         isa: Isa,
         inputs: usize,
         outputs: usize,
         vectors: usize,
-        row: impl Fn(usize, usize) -> Option<&'w [T]>,
+        format: WeightFormat,
     ) -> Self {
-        let lanes = isa.lanes::<T>();
-        let mut panels = Aligned::zeroed(vectors * lanes * inputs);
-        for vector in 0..vectors {
-            let first = vector / PANEL * PANEL;
-            let width = (vectors - first).min(PANEL) * lanes;
-            let start = first * lanes * inputs + (vector - first) * lanes;
-            for lane in 0..lanes {
-                for (i, &w) in row(vector, lane).unwrap_or(&[]).iter().enumerate() {
-                    panels[start + i * width + lane] = w;
+        let format = if T::HAS_PAIRS { format } else { WeightFormat::Full };
+        let mut packed = Self { panels: Aligned::zeroed(0), inputs, outputs, vectors, format, isa };
+        packed.panels = Aligned::zeroed(vectors * isa.lanes::<T>() * packed.depth());
+        packed
+    }
+
+    /// Places one below the other in a panel.
+    fn depth(&self) -> usize {
+        match self.format {
+            WeightFormat::Full => self.inputs,
+            WeightFormat::BFloat16 => self.inputs.div_ceil(2),
+        }
+    }
+
+    /// Puts the weights of one output into their lane.
+    fn set(&mut self, vector: usize, lane: usize, weights: &[T]) {
+        let (lanes, depth) = (self.isa.lanes::<T>(), self.depth());
+        let first = vector / PANEL * PANEL;
+        let width = (self.vectors - first).min(PANEL) * lanes;
+        let start = first * lanes * depth + (vector - first) * lanes + lane;
+        let places = self.panels[start..].iter_mut().step_by(width);
+        match self.format {
+            WeightFormat::Full => places.zip(weights).for_each(|(place, &w)| *place = w),
+            WeightFormat::BFloat16 => {
+                for (place, pair) in places.zip(weights.chunks(2)) {
+                    let high = pair.get(1).map_or(0.0, |w| w.to_f64());
+                    *place = T::from_bits32(pack_pair(pair[0].to_f64(), high));
                 }
             }
         }
-        Self { panels, inputs, outputs, vectors, isa }
     }
 
     /// Values that a row goes in with.
@@ -131,7 +172,7 @@ impl<T: Real> PackedLinear<T> {
         y: View<T>,
         rows: usize,
     ) {
-        self.product::<Store>(worker, x, y, y, rows);
+        self.product(worker, Store, (x, y, y), rows);
     }
 
     /// This worker's share of the columns of y = base + x Wᵀ; `base` may be `y`.
@@ -146,7 +187,7 @@ impl<T: Real> PackedLinear<T> {
         y: View<T>,
         rows: usize,
     ) {
-        self.product::<Add>(worker, x, base, y, rows);
+        self.product(worker, Add, (x, base, y), rows);
     }
 
     /// This worker's share of the columns of y = silu(x Gᵀ) · x Uᵀ, for a weight that was packed
@@ -155,196 +196,33 @@ impl<T: Real> PackedLinear<T> {
     /// # Safety
     /// As for [`PackedLinear::apply_part`].
     pub(super) unsafe fn apply_gated(&self, worker: &Worker, x: View<T>, y: View<T>, rows: usize) {
-        self.product::<Gate>(worker, x, y, y, rows);
+        self.product(worker, Gate, (x, y, y), rows);
     }
 
     fn product<F: Finish>(
         &self,
-        worker: &Worker,
-        x: View<T>,
-        base: View<T>,
-        y: View<T>,
+        worker: &Worker<'_>,
+        finish: F,
+        (x, base, y): (View<T>, View<T>, View<T>),
         rows: usize,
     ) {
         let panels = worker.share(self.vectors.div_ceil(PANEL));
         let product = Product {
             weights: self.panels.as_ptr(),
-            depth: self.inputs,
+            depth: self.depth(),
             vectors: self.vectors,
             panels: (panels.start, panels.end),
             x,
             base,
             y,
             rows,
-            finish: std::marker::PhantomData::<F>,
+            finish,
         };
-        T::dispatch(self.isa, product);
-    }
-}
-
-/// What becomes of the sums of a tile.
-trait Finish {
-    /// Writes one row's sums, which belong to the output vectors from `vector` on, to `row`.
-    ///
-    /// # Safety
-    /// `row` and `base` have room for them.
-    unsafe fn finish<S: Simd, const C: usize>(
-        s: S,
-        sums: [S::V; C],
-        base: *const S::T,
-        row: *mut S::T,
-        vector: usize,
-    );
-}
-
-/// The sums themselves.
-struct Store;
-/// The sums on top of what `base` has.
-struct Add;
-/// silu(gate) · up, of pairs of vectors.
-struct Gate;
-
-impl Finish for Store {
-    #[inline(always)]
-    unsafe fn finish<S: Simd, const C: usize>(
-        s: S,
-        sums: [S::V; C],
-        _base: *const S::T,
-        row: *mut S::T,
-        vector: usize,
-    ) {
-        for (c, sum) in sums.into_iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { s.store(row.add((vector + c) * S::LANES), sum) };
+        match self.format {
+            WeightFormat::Full => T::dispatch(self.isa, product),
+            WeightFormat::BFloat16 => T::dispatch_pairs(self.isa, product),
         }
     }
 }
-
-impl Finish for Add {
-    #[inline(always)]
-    unsafe fn finish<S: Simd, const C: usize>(
-        s: S,
-        sums: [S::V; C],
-        base: *const S::T,
-        row: *mut S::T,
-        vector: usize,
-    ) {
-        for (c, sum) in sums.into_iter().enumerate() {
-            let at = (vector + c) * S::LANES;
-            // SAFETY: the caller's promise.
-            unsafe { s.store(row.add(at), s.add(s.load(base.add(at)), sum)) };
-        }
-    }
-}
-
-impl Finish for Gate {
-    #[inline(always)]
-    unsafe fn finish<S: Simd, const C: usize>(
-        s: S,
-        sums: [S::V; C],
-        _base: *const S::T,
-        row: *mut S::T,
-        vector: usize,
-    ) {
-        for pair in 0..C / 2 {
-            let (gate, up) = (sums[2 * pair], sums[2 * pair + 1]);
-            // SAFETY: the caller's promise; vectors 2p and 2p + 1 make output vector p.
-            unsafe { s.store(row.add((vector / 2 + pair) * S::LANES), s.mul(silu(s, gate), up)) };
-        }
-    }
-}
-
-/// x / (1 + e^(−x)).
-#[inline(always)]
-fn silu<S: Simd>(s: S, x: S::V) -> S::V {
-    let power = s.mul(x, s.splat(S::T::from_f64(-std::f64::consts::LOG2_E)));
-    let power = s.sub(s.zero(), s.max(s.splat(S::T::EXP2_FLOOR), s.sub(s.zero(), power)));
-    s.div(x, s.add(s.splat(S::T::ONE), exp2(s, power)))
-}
-
-/// The arguments of a product, for the unit that it is dispatched to.
-struct Product<T, F> {
-    weights: *const T,
-    depth: usize,
-    vectors: usize,
-    panels: (usize, usize),
-    x: View<T>,
-    base: View<T>,
-    y: View<T>,
-    rows: usize,
-    finish: std::marker::PhantomData<F>,
-}
-
-impl<T: Real, F: Finish> Kernel<T> for Product<T, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd<T = T>>(self, s: S) {
-        for panel in self.panels.0..self.panels.1 {
-            let mut row = 0;
-            while row < self.rows {
-                let rows = tile_rows::<S>(self.rows - row);
-                // SAFETY: panel < panels and row + rows ≤ rows; `apply_part` has the callers'
-                // promise that the views hold as much.
-                unsafe { with_rows!(rows, R => self.panel::<S, R>(s, panel, row)) };
-                row += rows;
-            }
-        }
-    }
-}
-
-impl<T: Real, F: Finish> Product<T, F> {
-    /// `R` rows from `row` on times one panel.
-    #[inline(always)]
-    unsafe fn panel<S: Simd<T = T>, const R: usize>(&self, s: S, panel: usize, row: usize) {
-        if R > S::WIDE_ROWS.max(S::NARROW_ROWS) {
-            return; // `tile_rows` never asks for as many: no code for it
-        }
-        let first = panel * PANEL;
-        let vectors = (self.vectors - first).min(PANEL);
-        // SAFETY: the caller's promise; tiles cover the panel's vectors once.
-        unsafe {
-            if R <= S::WIDE_ROWS && vectors == PANEL {
-                return self.tile::<S, R, PANEL>(s, first, 0, PANEL, row);
-            }
-            let mut vector = 0;
-            while vector + 2 <= vectors {
-                self.tile::<S, R, 2>(s, first, vector, vectors, row);
-                vector += 2;
-            }
-            if vector < vectors {
-                self.tile::<S, R, 1>(s, first, vector, vectors, row);
-            }
-        }
-    }
-
-    /// `R` rows times `C` vectors of the panel that starts at vector `first` and is `width`
-    /// vectors wide.
-    #[inline(always)]
-    unsafe fn tile<S: Simd<T = T>, const R: usize, const C: usize>(
-        &self,
-        s: S,
-        first: usize,
-        vector: usize,
-        width: usize,
-        row: usize,
-    ) {
-        let mut sums: Sums<S, R, C> = [[s.zero(); C]; R];
-        // SAFETY: the panel holds `depth` lines of `width` vectors, and the views the rows.
-        unsafe {
-            let start = self.weights.add((first * self.depth + vector) * S::LANES);
-            let w = std::array::from_fn(|c| start.add(c * S::LANES));
-            let x = std::array::from_fn(|r| self.x.row(row + r).cast_const());
-            tile(s, self.depth, x, w, width * S::LANES, AHEAD, &mut sums);
-            for (r, sums) in sums.into_iter().enumerate() {
-                let base = self.base.row(row + r).cast_const();
-                F::finish(s, sums, base, self.y.row(row + r), first + vector);
-            }
-        }
-    }
-}
-
-/// How far ahead of its use a weight is asked for, in values.
-const AHEAD: usize = 96;
 
 const _: () = assert!(PAD.is_multiple_of(16), "an output row has room for the last whole vector");

@@ -1,6 +1,6 @@
 //! The two number types that the engine computes in.
 
-use super::dispatch::{Isa, Kernel, dispatch_with};
+use super::dispatch::{Isa, Kernel, PairKernel, dispatch_pairs, dispatch_with, no_pairs};
 use super::simd::Simd;
 
 mod sealed {
@@ -57,10 +57,24 @@ pub trait RealSimd: Sized + 'static {
     fn dispatch<K: Kernel<Self>>(isa: Isa, kernel: K) -> K::Output
     where
         Self: Real;
+
+    /// Whether two bfloat16 weights fit the place of one of this type.
+    const HAS_PAIRS: bool;
+
+    /// The number with these bits, where it has 32.
+    fn from_bits32(bits: u32) -> Self;
+
+    /// Runs `kernel` compiled for `isa`; only where there are pairs.
+    fn dispatch_pairs<K: PairKernel<Self>>(isa: Isa, kernel: K)
+    where
+        Self: Real;
 }
 
 macro_rules! real {
-    ($t:ident, $floor:expr, $coefficients:expr, $avx512:ident, $avx2:ident, $portable:ident) => {
+    (
+        $t:ident, $floor:expr, $coefficients:expr, $avx512:ident $avx2:ident $portable:ident,
+        $pairs:literal $from_bits:expr, $dispatch_pairs:ident
+    ) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -86,6 +100,15 @@ macro_rules! real {
         impl RealSimd for $t {
             const EXP2: &'static [Self] = &$coefficients;
             const EXP2_FLOOR: Self = $floor;
+            const HAS_PAIRS: bool = $pairs;
+
+            fn from_bits32(bits: u32) -> Self {
+                $from_bits(bits.into())
+            }
+
+            fn dispatch_pairs<K: PairKernel<Self>>(isa: Isa, kernel: K) {
+                $dispatch_pairs(isa, kernel);
+            }
 
             fn dispatch<K: Kernel<Self>>(isa: Isa, kernel: K) -> K::Output {
                 #[cfg(target_arch = "x86_64")]
@@ -137,8 +160,14 @@ const fn narrow<const N: usize>(wide: [f64; N]) -> [f32; N] {
     coefficients
 }
 
-real!(f32, -126.0, narrow(series::<8>()), F32x16, F32x8, F32Portable);
-real!(f64, -1022.0, series::<14>(), F64x8, F64x4, F64Portable);
+real!(
+    f32, -126.0, narrow(series::<8>()), F32x16 F32x8 F32Portable,
+    true f32::from_bits, dispatch_pairs
+);
+real!(
+    f64, -1022.0, series::<14>(), F64x8 F64x4 F64Portable,
+    false f64::from_bits, no_pairs
+);
 
 /// 2^x in every lane, to about one unit in the last place; zero below [`RealSimd::EXP2_FLOOR`],
 /// NaN for NaN.

@@ -7,7 +7,7 @@ use super::simd::Simd;
 
 /// cos(p ωᵢ) and sin(p ωᵢ) for every position p, with ωᵢ = θ^(−2i/d) and i below d/2 for heads of
 /// d dimensions, computed in float64 and rounded once.
-pub struct RotaryTable<T> {
+pub(super) struct RotaryTable<T> {
     /// `[positions, 2, head_dim / 2]`: cosines, then sines.
     angles: Aligned<T>,
     half: usize,
@@ -19,7 +19,7 @@ impl<T: Real> RotaryTable<T> {
     ///
     /// # Panics
     /// Where `head_dim` is odd.
-    pub fn new(head_dim: usize, theta: f64, positions: usize) -> Self {
+    pub(super) fn new(head_dim: usize, theta: f64, positions: usize) -> Self {
         assert_eq!(head_dim % 2, 0, "heads of {head_dim} dimensions have no two halves");
         let half = head_dim / 2;
         let mut angles = Aligned::zeroed(positions * head_dim);
@@ -34,13 +34,8 @@ impl<T: Real> RotaryTable<T> {
     }
 
     /// How many positions the table has.
-    pub fn positions(&self) -> usize {
+    pub(super) fn positions(&self) -> usize {
         self.positions
-    }
-
-    /// Dimensions of a head.
-    pub fn head_dim(&self) -> usize {
-        2 * self.half
     }
 
     /// Turns heads `first..last` of each row in place, row r by the angles of position

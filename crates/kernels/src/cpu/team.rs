@@ -19,7 +19,7 @@ const SPINS: u32 = 4_000;
 ///
 /// The thread that calls [`Team::new`] is one of them. Results never depend on their number: they
 /// share the columns of a product and the heads of an attention, never a sum.
-pub struct Team {
+pub(super) struct Team {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -53,7 +53,7 @@ impl Team {
     /// A team of `threads` threads, the calling one among them.
     ///
     /// It has fewer where the system gives no more.
-    pub fn new(threads: usize) -> Self {
+    pub(super) fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
             turn: Line(AtomicUsize::new(0)),
             running: Line(AtomicUsize::new(0)),
@@ -79,7 +79,7 @@ impl Team {
     }
 
     /// How many threads there are.
-    pub fn threads(&self) -> usize {
+    pub(super) fn threads(&self) -> usize {
         self.threads.len() + 1
     }
 

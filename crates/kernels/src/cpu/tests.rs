@@ -1,172 +1,15 @@
 //! The engine against plain float64 code in `ndarray`, and a row's bits alone against among others.
 
-use ndarray::{Array1, Array2, Axis, s};
 use proptest::prelude::*;
 
-use super::block::{BlockShape, BlockTensors, BlockWeights};
+use super::block::{BlockShape, BlockWeights};
 use super::cache::BlockCache;
 use super::dispatch::Isa;
-use super::linear::PackedLinear;
+use super::linear::{PackedLinear, WeightFormat};
 use super::norm::RmsNorm;
 use super::pass::{Blocks, Pass, Room, Unembedding, Workspace};
 use super::real::Real;
-
-const THETA: f64 = 100.0;
-const EPS: f64 = 1e-5;
-
-/// Reproducible numbers between −`size` and `size`.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self, size: f64) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        // Rounded to float32, so that both types compute with the same numbers.
-        f64::from((((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 52) as f64 - 1.0) as f32 * size as f32)
-    }
-
-    fn matrix(&mut self, rows: usize, columns: usize, size: f64) -> Array2<f64> {
-        Array2::from_shape_simple_fn((rows, columns), || self.next(size))
-    }
-
-    fn weights(&mut self, len: usize) -> Array1<f64> {
-        Array1::from_shape_simple_fn(len, || 1.0 + self.next(0.3))
-    }
-}
-
-/// A block's weights in float64.
-struct PlainBlock {
-    shape: BlockShape,
-    input_norm: Array1<f64>,
-    qkv: Array2<f64>,
-    output: Array2<f64>,
-    post_norm: Array1<f64>,
-    gate_up: Array2<f64>,
-    down: Array2<f64>,
-}
-
-impl PlainBlock {
-    fn new(shape: BlockShape, numbers: &mut Numbers) -> Self {
-        let BlockShape { dim, attention_heads, kv_heads, head_dim, ffn, .. } = shape;
-        Self {
-            shape,
-            input_norm: numbers.weights(dim),
-            qkv: numbers.matrix((attention_heads + 2 * kv_heads) * head_dim, dim, 0.4),
-            output: numbers.matrix(dim, attention_heads * head_dim, 0.4),
-            post_norm: numbers.weights(dim),
-            gate_up: numbers.matrix(2 * ffn, dim, 0.4),
-            down: numbers.matrix(dim, ffn, 0.4),
-        }
-    }
-
-    fn packed<T: Real>(&self, isa: Isa) -> BlockWeights<T> {
-        let [a, b, c, d, e, f] = [
-            narrow::<T>(self.input_norm.iter()),
-            narrow(self.qkv.iter()),
-            narrow(self.output.iter()),
-            narrow(self.post_norm.iter()),
-            narrow(self.gate_up.iter()),
-            narrow(self.down.iter()),
-        ];
-        let tensors = BlockTensors {
-            input_layernorm: &a,
-            qkv_proj: &b,
-            o_proj: &c,
-            post_attention_layernorm: &d,
-            gate_up_proj: &e,
-            down_proj: &f,
-        };
-        BlockWeights::pack_for(isa, &self.shape, &tensors)
-    }
-
-    /// The block of a whole text at once, from the formulas.
-    fn forward(&self, x: &Array2<f64>) -> Array2<f64> {
-        let BlockShape { attention_heads, kv_heads, head_dim: d, ffn, .. } = self.shape;
-        let normed = plain_norm(x, &self.input_norm);
-        let qkv = normed.dot(&self.qkv.t());
-        let head = |i: usize| qkv.slice(s![.., i * d..(i + 1) * d]).to_owned();
-        let mut attended = Array2::zeros((x.nrows(), attention_heads * d));
-        for h in 0..attention_heads {
-            let kv = h / (attention_heads / kv_heads);
-            let query = plain_rotary(&head(h));
-            let key = plain_rotary(&head(attention_heads + kv));
-            let value = head(attention_heads + kv_heads + kv);
-            for t in 0..x.nrows() {
-                let keys = key.slice(s![..=t, ..]);
-                let scores = keys.dot(&query.row(t)) / (d as f64).sqrt();
-                let top = scores.fold(f64::NEG_INFINITY, |a, &b| a.max(b));
-                let weights = scores.mapv(|s| (s - top).exp());
-                let mean = weights.dot(&value.slice(s![..=t, ..])) / weights.sum();
-                attended.slice_mut(s![t, h * d..(h + 1) * d]).assign(&mean);
-            }
-        }
-        let x = x + &attended.dot(&self.output.t());
-        let both = plain_norm(&x, &self.post_norm).dot(&self.gate_up.t());
-        let (gate, up) = both.view().split_at(Axis(1), ffn);
-        let gated = gate.mapv(|g| g / (1.0 + (-g).exp())) * up;
-        &x + &gated.dot(&self.down.t())
-    }
-}
-
-fn plain_norm(x: &Array2<f64>, weight: &Array1<f64>) -> Array2<f64> {
-    let mean = x.mapv(|x| x * x).mean_axis(Axis(1)).unwrap();
-    x / &mean.mapv(|m| (m + EPS).sqrt()).insert_axis(Axis(1)) * weight
-}
-
-fn plain_rotary(x: &Array2<f64>) -> Array2<f64> {
-    let half = x.ncols() / 2;
-    Array2::from_shape_fn(x.dim(), |(t, i)| {
-        let j = i % half;
-        let angle = t as f64 * THETA.powf(-(j as f64) / half as f64);
-        let (a, b) = (x[[t, j]], x[[t, j + half]]);
-        if i < half { a * angle.cos() - b * angle.sin() } else { b * angle.cos() + a * angle.sin() }
-    })
-}
-
-fn narrow<'a, T: Real>(values: impl Iterator<Item = &'a f64>) -> Vec<T> {
-    values.map(|&x| T::from_f64(x)).collect()
-}
-
-/// A small model: its blocks, how many of them are heads, and a text's embeddings.
-struct Model {
-    blocks: Vec<PlainBlock>,
-    heads: usize,
-    norm: Array1<f64>,
-    unembedding: Array2<f64>,
-    x: Array2<f64>,
-}
-
-impl Model {
-    fn new(
-        shape: BlockShape,
-        trunk: usize,
-        heads: usize,
-        vocab: usize,
-        seq: usize,
-        seed: u64,
-    ) -> Self {
-        let mut numbers = Numbers(seed);
-        Self {
-            blocks: (0..trunk + heads).map(|_| PlainBlock::new(shape, &mut numbers)).collect(),
-            heads,
-            norm: numbers.weights(shape.dim),
-            unembedding: numbers.matrix(vocab, shape.dim, 0.5),
-            x: numbers.matrix(seq, shape.dim, 1.0),
-        }
-    }
-
-    /// Each head's logits at each position.
-    fn logits(&self) -> Vec<Array2<f64>> {
-        let (trunk, heads) = self.blocks.split_at(self.blocks.len() - self.heads);
-        let hidden = trunk.iter().fold(self.x.clone(), |x, block| block.forward(&x));
-        let logits = |head: &PlainBlock| {
-            plain_norm(&head.forward(&hidden), &self.norm).dot(&self.unembedding.t())
-        };
-        heads.iter().map(logits).collect()
-    }
-}
+use super::reference::{EPS, Model, Numbers, THETA, narrow};
 
 /// The model packed for a unit, with caches.
 struct Engine<T> {
@@ -180,10 +23,10 @@ struct Engine<T> {
 }
 
 impl<T: Real> Engine<T> {
-    fn new(model: &Model, isa: Isa, threads: usize) -> Self {
+    fn new(model: &Model, isa: Isa, threads: usize, format: WeightFormat) -> Self {
         let (seq, dim) = model.x.dim();
         let vocab = model.unembedding.nrows();
-        let weights: Vec<_> = model.blocks.iter().map(|block| block.packed(isa)).collect();
+        let weights: Vec<_> = model.blocks.iter().map(|block| block.packed(isa, format)).collect();
         let room = Room { rows: seq, outputs: seq * model.heads, positions: seq, threads };
         Self {
             caches: weights.iter().map(|w| w.cache(seq)).collect(),
@@ -195,6 +38,7 @@ impl<T: Real> Engine<T> {
                     &narrow::<T>(model.unembedding.iter()),
                     vocab,
                     dim,
+                    format,
                 ),
             },
             workspace: Workspace::new(&model.blocks[0].shape, vocab, THETA, room),
@@ -255,7 +99,7 @@ fn shapes() -> impl Strategy<Value = BlockShape> {
 /// Every head's logits at every position, in one pass.
 fn all_logits<T: Real>(model: &Model, isa: Isa, threads: usize) -> Vec<Vec<T>> {
     let seq = model.x.nrows();
-    Engine::<T>::new(model, isa, threads).pass(seq, seq)
+    Engine::<T>::new(model, isa, threads, WeightFormat::Full).pass(seq, seq)
 }
 
 fn worst_error<T: Real>(model: &Model, isa: Isa) -> f64 {
@@ -295,7 +139,7 @@ proptest! {
         let model = Model::new(shape, trunk, heads, 21, seq, seed);
         for isa in Isa::available() {
             let whole = all_logits::<f32>(&model, isa, 1);
-            let mut engine = Engine::<f32>::new(&model, isa, 1);
+            let mut engine = Engine::<f32>::new(&model, isa, 1, WeightFormat::Full);
             for (cut, draft) in cuts.iter().zip(&drafts) {
                 let left = seq - engine.len();
                 if left == 0 {
@@ -326,7 +170,9 @@ proptest! {
         let (weight, x) = (numbers.matrix(outputs, inputs, 1.0), numbers.matrix(rows, inputs, 1.0));
         let plain = x.dot(&weight.t());
         for isa in Isa::available() {
-            let linear = PackedLinear::<f32>::pack_for(isa, &narrow(weight.iter()), outputs, inputs);
+            let linear = PackedLinear::<f32>::pack_for(
+                isa, &narrow(weight.iter()), outputs, inputs, WeightFormat::Full,
+            );
             let (mut input, mut output) =
                 (super::Rows::new(rows, inputs), super::Rows::new(rows, outputs));
             for r in 0..rows {
@@ -346,6 +192,63 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+
+    #[test]
+    fn bfloat16_weights_are_off_by_their_rounding_only(
+        outputs in 1usize..150, inputs in 1usize..70, rows in 1usize..20, seed: u64,
+    ) {
+        let mut numbers = Numbers(seed);
+        let (weight, x) = (numbers.matrix(outputs, inputs, 1.0), numbers.matrix(rows, inputs, 1.0));
+        let plain = x.dot(&weight.t());
+        for isa in Isa::available() {
+            let linear = PackedLinear::<f32>::pack_for(
+                isa, &narrow(weight.iter()), outputs, inputs, WeightFormat::BFloat16,
+            );
+            prop_assert!(linear.bytes() <= 2 * inputs.next_multiple_of(2) * outputs.next_multiple_of(16));
+            let (mut input, mut output) =
+                (super::Rows::new(rows, inputs), super::Rows::new(rows, outputs));
+            for r in 0..rows {
+                input.row_mut(r).copy_from_slice(&narrow(x.row(r).iter()));
+            }
+            linear.apply(&mut input, &mut output, rows, false);
+            for r in 0..rows {
+                for (j, &y) in output.row(r).iter().enumerate() {
+                    // Both factors may be off by 2⁻⁹ of themselves.
+                    let sizes = x.row(r).mapv(f64::abs).dot(&weight.row(j).mapv(f64::abs));
+                    let error = (f64::from(y) - plain[[r, j]]).abs();
+                    prop_assert!(error <= sizes / 255.0, "off by {error} of {sizes} on {isa:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_model_in_bfloat16_is_close_and_float64_stays_exact() {
+    let shape = BlockShape {
+        dim: 48,
+        attention_heads: 4,
+        kv_heads: 2,
+        head_dim: 12,
+        ffn: 70,
+        norm_eps: EPS,
+    };
+    let model = Model::new(shape, 1, 2, 100, 20, 5);
+    for isa in Isa::available() {
+        let exact = all_logits::<f32>(&model, isa, 1);
+        let close = Engine::<f32>::new(&model, isa, 1, WeightFormat::BFloat16).pass(20, 20);
+        let pairs = || exact.iter().flatten().zip(close.iter().flatten());
+        let error = pairs().map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let largest = exact.iter().flatten().fold(0.0f32, |a, b| a.max(b.abs()));
+        assert!(error > 0.0 && error < 0.05 * largest, "off by {error} of {largest} on {isa:?}");
+        let double = all_logits::<f64>(&model, isa, 1);
+        let same = Engine::<f64>::new(&model, isa, 1, WeightFormat::BFloat16).pass(20, 20);
+        assert!(double == same);
     }
 }
 
@@ -372,7 +275,7 @@ fn more_rows_than_there_is_room_for_are_refused() {
     let shape =
         BlockShape { dim: 8, attention_heads: 1, kv_heads: 1, head_dim: 4, ffn: 8, norm_eps: EPS };
     let model = Model::new(shape, 1, 1, 5, 3, 0);
-    let mut engine = Engine::<f32>::new(&model, Isa::detect(), 1);
+    let mut engine = Engine::<f32>::new(&model, Isa::detect(), 1, WeightFormat::Full);
     engine.x.push(vec![0.0; 8]);
     engine.pass(2, 1);
     engine.pass(2, 1);

@@ -1,5 +1,6 @@
 //! The one inner loop behind every product: a few rows times a few vectors, held in registers.
 
+use super::pairs::PairSimd;
 use super::simd::Simd;
 
 /// The sums of a tile: `R` rows of `C` vectors.
@@ -37,6 +38,40 @@ pub(super) unsafe fn tile<S: Simd, const R: usize, const C: usize>(
                 let xi = s.splat(*x[r].add(i));
                 for c in 0..C {
                     sums[r][c] = s.fma(xi, v[c], sums[r][c]);
+                }
+            }
+        }
+    }
+}
+
+/// As [`tile`], with two bfloat16 weights in each place of `w`: `depth` counts places, and `x` has
+/// two values for each.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+pub(super) unsafe fn pair_tile<S: PairSimd, const R: usize, const C: usize>(
+    s: S,
+    depth: usize,
+    x: [*const S::T; R],
+    w: [*const u32; C],
+    step: usize,
+    ahead: usize,
+    sums: &mut Sums<S, R, C>,
+) {
+    for i in 0..depth {
+        // SAFETY: i < depth, so the caller's promise covers each read.
+        unsafe {
+            let mut v = [s.load_pairs(w[0].add(i * step)); C];
+            for c in 0..C {
+                let at = w[c].add(i * step);
+                v[c] = s.load_pairs(at);
+                s.prefetch(at.wrapping_add(ahead).cast());
+            }
+            for r in 0..R {
+                let xi = s.splat_pair(x[r].add(2 * i));
+                for c in 0..C {
+                    sums[r][c] = s.add_pairs(sums[r][c], xi, v[c]);
                 }
             }
         }

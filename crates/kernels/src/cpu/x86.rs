@@ -120,6 +120,17 @@ unit!(
 );
 
 unit!(
+    /// AVX-512 with products of bfloat16 pairs, float32.
+    F32x16Bf16, f32, __m512, 16, rows 6 8,
+    _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps _mm512_add_ps _mm512_sub_ps _mm512_mul_ps
+    _mm512_div_ps _mm512_fmadd_ps _mm512_max_ps,
+    round(a) _mm512_roundscale_ps::<NEAREST>(a),
+    scale(b, n) _mm512_scalef_ps(b, n),
+    zero_where_below(c, x, bound)
+        _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, bound), c)
+);
+
+unit!(
     /// AVX-512, float64.
     F64x8, f64, __m512d, 8, rows 6 8,
     _mm512_set1_pd _mm512_loadu_pd _mm512_storeu_pd _mm512_add_pd _mm512_sub_pd _mm512_mul_pd
