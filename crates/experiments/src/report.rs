@@ -92,7 +92,7 @@ pub struct ModelRow {
     pub train_seconds: f64,
     /// Tokens a second in training.
     pub tokens_per_second: f64,
-    /// Peak resident memory of its training.
+    /// Peak resident memory of its training, on the host.
     pub peak_memory_bytes: u64,
     /// Mean nats a token of each head on validation text.
     pub validation_loss: Vec<f64>,

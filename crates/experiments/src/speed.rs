@@ -269,14 +269,18 @@ impl<'r> Run<'r> {
     }
 
     fn notes(&self) -> Vec<String> {
-        if self.other.is_some() {
-            return Vec::new();
+        let mut notes = Vec::new();
+        if self.other.is_none() {
+            notes.push(
+                "Python from another package was not at hand, so the out-of-domain check was left \
+                 out: `cargo xtask setup` fetches it, and any folder of .py files will do."
+                    .to_owned(),
+            );
         }
-        vec![
-            "Python from another package was not at hand, so the out-of-domain check was left out: \
-             `cargo xtask setup` fetches it, and any folder of .py files will do."
-                .to_owned(),
-        ]
+        if self.options.device.is_cuda() {
+            notes.push("The peak memory of a training is the host's, not the GPU's.".to_owned());
+        }
+        notes
     }
 }
 

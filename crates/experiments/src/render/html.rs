@@ -96,22 +96,19 @@ fn push_training(page: &mut String, source: &Source) {
 }
 
 fn push_out_of_domain(page: &mut String, source: &Source) {
-    page.push_str("<h2>On another package’s code</h2>\n");
-    if let (Some(other), Some(table)) =
-        (&source.results.out_of_domain, table::out_of_domain(source))
-    {
-        let _ = writeln!(
-            page,
-            "<p>Files of one library resemble each other. So the held-out figures are taken on <code>{}</code> \
-             too: {} tokens of Python that has nothing to do with the training text.</p>",
-            escape(&other.corpus),
-            count(other.tokens as u64)
-        );
-        push_table(page, &table, 0);
-    }
-    for note in &source.results.notes {
-        let _ = writeln!(page, "<p>{}</p>", escape(note));
-    }
+    let (Some(other), Some(table)) = (&source.results.out_of_domain, table::out_of_domain(source))
+    else {
+        return;
+    };
+    let _ = write!(
+        page,
+        "<h2>On another package’s code</h2>\n<p>Files of one library resemble each other. So the held-out \
+         figures are taken on <code>{}</code> too: {} tokens of Python that has nothing to do with the \
+         training text.</p>\n",
+        escape(&other.corpus),
+        count(other.tokens as u64)
+    );
+    push_table(page, &table, 0);
 }
 
 fn push_agreement(page: &mut String, source: &Source) {

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::table::{self, Table};
+use super::text::count;
 use super::{Source, story};
 
 /// The report as Markdown.
@@ -77,20 +78,19 @@ fn push_table(page: &mut String, table: &Table) {
 }
 
 fn push_out_of_domain(page: &mut String, source: &Source) {
-    page.push_str("## Another package's code\n\n");
-    if let (Some(other), Some(table)) =
-        (&source.results.out_of_domain, table::out_of_domain(source))
-    {
-        let _ = write!(
-            page,
-            "Files of one library resemble each other, so the held-out figures are taken on `{}` too ({} tokens, sha256 {}).\n\n",
-            other.corpus, other.tokens, other.sha256
-        );
-        push_table(page, &table);
-    }
-    for note in &source.results.notes {
-        let _ = write!(page, "{note}\n\n");
-    }
+    let (Some(other), Some(table)) = (&source.results.out_of_domain, table::out_of_domain(source))
+    else {
+        return;
+    };
+    let _ = write!(
+        page,
+        "## Another package's code\n\nFiles of one library resemble each other, so the held-out figures are \
+         taken on `{}` too ({} tokens, sha256 {}).\n\n",
+        other.corpus,
+        count(other.tokens as u64),
+        other.sha256
+    );
+    push_table(page, &table);
 }
 
 fn push_agreement(page: &mut String, source: &Source) {

@@ -198,6 +198,7 @@ pub(crate) fn definitions(source: &Source) -> Vec<(String, String)> {
             format!("{}. {}.", source.paper.source, setups.join(". ")),
         ));
     }
+    definitions.extend(source.results.notes.iter().map(|note| ("Note", note.clone())));
     definitions.into_iter().map(|(term, text)| (term.to_owned(), text)).collect()
 }
 
@@ -251,6 +252,16 @@ mod tests {
         assert!(line.contains("1.88") && line.ends_with("with the same output"), "{line}");
         report.decoding[2].mismatches = 3;
         assert!(headline(&report).contains("but 3 of"));
+    }
+
+    #[test]
+    fn notes_stand_among_the_definitions() {
+        let report = example::report();
+        let mut results = crate::SpeedResults::of(&report).unwrap();
+        results.notes = vec!["something was left out".to_owned()];
+        let paper = crate::PaperFigures::for_heads(&[4]);
+        let definitions = definitions(&Source { report: &report, results, paper });
+        assert_eq!(definitions.last().unwrap().1, "something was left out");
     }
 
     #[test]
