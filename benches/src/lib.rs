@@ -1,9 +1,10 @@
 //! Our side of the comparisons that `cargo xtask bench` runs.
 //!
-//! Two programs: `train_steps` trains from a [`Job`] folder that a peer reads too, and answers
+//! Three programs: `train_steps` trains from a [`Job`] folder that a peer reads too, and answers
 //! commands line by line, so that both sides can take turns; `step_memory` says how much memory
-//! training steps took. Both drive the library as any user would, through [`TrainingLoop`]. The
-//! peers' side is in `peers/`.
+//! training steps took; `tokenize` gives the ids of lines. They drive the library as any user would,
+//! the first two through [`TrainingLoop`]. The peers' side is in `peers/`; `benches/layers.rs` is
+//! Criterion over kernels, gradients and decoding.
 
 mod job;
 mod memory;

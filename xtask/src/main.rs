@@ -3,13 +3,15 @@
 //! * `setup` fetches libtorch and the default corpus into `.libtorch/`,
 //! * `test` runs every check of the repository,
 //! * `reproduce` sets up, builds and starts `foretoken reproduce`,
-//! * `bench` runs other software on the same work as ours.
+//! * `bench` runs other software on the same work as ours,
+//! * `compare` holds our reading of a pretrained model against that of transformers.
 //!
 //! This crate imports no other crate of the workspace and no `tch`: it has to build before
 //! libtorch is there.
 
 mod bench;
 mod check;
+mod compare;
 mod process;
 mod reproduce;
 mod setup;
@@ -39,6 +41,8 @@ enum Command {
     Reproduce(reproduce::ReproduceArguments),
     /// Set up, build, then run other software and ours on the same work
     Bench(bench::BenchArguments),
+    /// Set up, build, then hold a pretrained model, as we read it, against transformers
+    Compare(compare::CompareArguments),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => check::run(&workspace, &arguments),
         Command::Reproduce(arguments) => reproduce::run(&workspace, &arguments),
         Command::Bench(arguments) => bench::run(&workspace, &arguments),
+        Command::Compare(arguments) => compare::run(&workspace, &arguments),
     });
     match outcome {
         Ok(code) => code,

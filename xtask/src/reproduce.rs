@@ -12,11 +12,14 @@ use crate::process;
 use crate::setup::{self, Libtorch};
 use crate::workspace::Workspace;
 
+/// The experiment that needs a published model.
+const PRETRAINED: &str = "pretrained";
+
 /// Options of `cargo xtask reproduce`: those of `foretoken reproduce`.
 #[derive(Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct ReproduceArguments {
-    /// The experiment (default: speed), --preset smoke|quick|long|full, --out DIR, …;
+    /// The experiment (speed, the default, or pretrained), --preset smoke|quick|long|full, --out DIR, …;
     /// `--help` prints them all
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
     arguments: Vec<OsString>,
@@ -26,6 +29,9 @@ pub(crate) struct ReproduceArguments {
 /// `foretoken`, so that Ctrl-C, other signals and the exit code are its own.
 pub(crate) fn run(workspace: &Workspace, arguments: &ReproduceArguments) -> Result<ExitCode> {
     let libtorch = setup::ensure(workspace)?;
+    if arguments.arguments.iter().any(|argument| argument == PRETRAINED) {
+        setup::ensure_pretrained(workspace)?;
+    }
     build_release(workspace, "foretoken-cli", &libtorch)?;
     let mut command = foretoken(workspace, &libtorch);
     command.arg("reproduce").args(&arguments.arguments);

@@ -33,6 +33,10 @@ pub(crate) enum Command {
     Generate(GenerateArguments),
     /// Write every head's logits for a prompt
     Logits(LogitsArguments),
+    /// Write a model in a format of other software
+    Export(ExportArguments),
+    /// Write a model, and heads that were trained for it, as a model folder
+    Import(ImportArguments),
     /// Run one of the paper's experiments and write its report
     Reproduce(ReproduceArguments),
 }
@@ -107,7 +111,9 @@ pub(crate) enum DecodingName {
 #[command(
     long_about = "Continue a prompt.\n\n\
         The model's heads draft the next tokens and the next forward pass verifies them all at \
-        once, so the text is that of plain decoding, sooner. Greedy unless a temperature is \
+        once, so the text is that of plain decoding, sooner. The first steps of a text measure \
+        whether drafts pay, and leave out those that do not; --decoding speculative takes them all. \
+        Greedy unless a temperature is \
         given. It stops at the end-of-text token, at a stop text, at --max-new-tokens or at the \
         end of the model's context, and says which on stderr.\n\n\
         With --json there is a line a prompt: id, text, prompt_tokens, tokens, stopped_by, \
@@ -121,8 +127,8 @@ pub(crate) enum DecodingName {
         foretoken generate --model runs/tiny/model --prompt 'x = ' --temperature 0.8 --top-p 0.95 --seed 1"
 )]
 pub(crate) struct GenerateArguments {
-    /// The model's folder
-    #[arg(long, value_name = "DIR")]
+    /// The model: its folder, or a GGUF file
+    #[arg(long, value_name = "DIR|FILE.gguf")]
     pub(crate) model: PathBuf,
     /// The text to continue
     #[arg(
@@ -139,8 +145,8 @@ pub(crate) struct GenerateArguments {
     /// Most new tokens
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) max_new_tokens: usize,
-    /// How many tokens a pass may bring [default: speculative, where the model has heads for it
-    /// and no temperature is given]
+    /// How many tokens a pass may bring [default: as many as the first steps find to pay, where
+    /// no temperature is given]
     #[arg(long, value_enum)]
     pub(crate) decoding: Option<DecodingName>,
     /// Heads to decode with, 1 to the model's own count [default: all]
@@ -167,11 +173,11 @@ pub(crate) struct GenerateArguments {
     /// Print a JSON object a prompt instead of the text
     #[arg(long)]
     pub(crate) json: bool,
-    /// Heads of another folder or file: not built yet
-    #[arg(long, value_name = "DIR|FILE", hide = true)]
+    /// Heads that were trained for this model: a folder with heads.safetensors, or such a file
+    #[arg(long, value_name = "DIR|FILE")]
     pub(crate) with_heads: Option<PathBuf>,
-    /// Prompts as a conversation: not built yet
-    #[arg(long, hide = true)]
+    /// Take the prompt as what a user says to an instruct model, by the model's own chat template
+    #[arg(long)]
     pub(crate) chat: bool,
 }
 
@@ -185,14 +191,85 @@ pub(crate) struct GenerateArguments {
         foretoken logits --model runs/tiny/model --prompt 'def main(' --out logits.safetensors"
 )]
 pub(crate) struct LogitsArguments {
-    /// The model's folder
-    #[arg(long, value_name = "DIR")]
+    /// The model: its folder, or a GGUF file
+    #[arg(long, value_name = "DIR|FILE.gguf")]
     pub(crate) model: PathBuf,
     /// The text to read
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) prompt: String,
     /// The file to write
     #[arg(long, value_name = "FILE.safetensors")]
+    pub(crate) out: PathBuf,
+    /// Print where and what was written as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The formats that are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FormatName {
+    /// The heads as a draft model for vLLM: a folder
+    Medusa,
+    /// The next-token model and its tokenizer for llama.cpp: a file
+    Gguf,
+}
+
+/// `foretoken export`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Write a model in a format of other software.\n\n\
+        gguf: a file for llama.cpp with the next-token model (trunk and first head), its tokenizer \
+        and its chat template, in float32 or float16. The heads beyond the first don't go into it: \
+        GGUF has no place for them; `generate --model FILE.gguf --with-heads` joins them again.\n\n\
+        medusa: a folder for vLLM with the heads beyond the first, which have to be of type \
+        medusa, as a draft model (config.json, model.safetensors). The model that they belong to is \
+        not in it: vLLM reads that from its model folder.",
+    after_help = "Examples:\n  \
+        foretoken export --model runs/tiny/model --format gguf --out tiny.gguf\n  \
+        foretoken export --model runs/tiny/model --format gguf --float16 --out tiny.gguf\n  \
+        foretoken export --model model.gguf --with-heads heads/ --format medusa --out medusa/"
+)]
+pub(crate) struct ExportArguments {
+    /// The model: its folder, or a GGUF file
+    #[arg(long, value_name = "DIR|FILE.gguf")]
+    pub(crate) model: PathBuf,
+    /// Heads that were trained for this model: a folder with heads.safetensors, or such a file
+    #[arg(long, value_name = "DIR|FILE")]
+    pub(crate) with_heads: Option<PathBuf>,
+    /// What to write
+    #[arg(long, value_enum)]
+    pub(crate) format: FormatName,
+    /// The file (gguf) or folder (medusa) to write, which must not be there yet
+    #[arg(long, value_name = "PATH")]
+    pub(crate) out: PathBuf,
+    /// Store the matrices of a GGUF file in float16: half the size
+    #[arg(long)]
+    pub(crate) float16: bool,
+    /// Print where and what was written as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `foretoken import`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Write a model, and heads that were trained for it, as a model folder.\n\n\
+        The folder has the weights in float32, the config and the tokenizer. transformers opens it \
+        unchanged as a next-token model; heads beyond the first lie in a file of their own, \
+        heads.safetensors. A GGUF file is dequantised: the folder computes what the file does.",
+    after_help = "Examples:\n  \
+        foretoken import --model SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2/\n  \
+        foretoken import --model model.gguf --with-heads heads.safetensors --out joined/"
+)]
+pub(crate) struct ImportArguments {
+    /// The model: a GGUF file, or a folder
+    #[arg(long, value_name = "FILE.gguf|DIR")]
+    pub(crate) model: PathBuf,
+    /// Heads that were trained for this model: a folder with heads.safetensors, or such a file
+    #[arg(long, value_name = "DIR|FILE")]
+    pub(crate) with_heads: Option<PathBuf>,
+    /// The folder to write, which must be new or empty
+    #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
     /// Print where and what was written as one JSON object
     #[arg(long)]

@@ -3,17 +3,17 @@
 use tch::Device;
 
 use crate::arguments::DeviceName;
+use crate::cuda;
 use crate::failure::usage;
 
 /// The device of that name.
 pub(crate) fn device(name: DeviceName) -> anyhow::Result<Device> {
     match name {
         DeviceName::Cpu => Ok(Device::Cpu),
-        DeviceName::Cuda if tch::Cuda::is_available() => Ok(Device::Cuda(0)),
-        DeviceName::Cuda => usage(
-            "--device cuda: this libtorch has no CUDA or finds no GPU; leave the option out, or \
-             point LIBTORCH at a CUDA build of libtorch 2.11.0",
-        ),
+        DeviceName::Cuda => {
+            cuda::load()?;
+            Ok(Device::Cuda(0))
+        }
     }
 }
 

@@ -5,13 +5,16 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use foretoken_data::StreamDecoder;
-use foretoken_decode::{Decoder, Decoding, GenerateOptions, Generation, Sampling, StoppedBy};
+use foretoken_decode::{
+    Decoder, DecoderOptions, Decoding, GenerateOptions, Generation, Sampling, StoppedBy,
+};
+use foretoken_heads::ModelConfig;
 use serde_json::{Value, json};
 
 use crate::arguments::{DecodingName, GenerateArguments};
 use crate::device::{device, set_threads};
 use crate::failure::usage;
-use crate::model::Opened;
+use crate::model::{Opened, PromptReader};
 use crate::output::Output;
 use crate::prompts::{self, Prompt};
 use crate::stop::StopTexts;
@@ -25,11 +28,18 @@ pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
             vec![Prompt { id: Value::from(0), prompt: prompt.clone().unwrap_or_default() }]
         }
     };
-    let opened = Opened::new(&arguments.model, device(arguments.device)?)?;
-    let options = options(arguments, &opened)?;
+    let mut opened = Opened::new(&arguments.model, device(arguments.device)?)?;
+    if let Some(heads) = &arguments.with_heads {
+        opened = opened.with_heads(heads)?;
+    }
+    if arguments.chat {
+        opened = opened.with_chat(&arguments.model)?;
+    }
+    let Opened { model, reader } = opened;
+    let options = options(arguments, model.config(), &reader)?;
     let mut session = Session {
-        decoder: Decoder::new(&opened.model)?,
-        opened: &opened,
+        decoder: Decoder::consuming(model, DecoderOptions::default())?,
+        reader: &reader,
         options,
         arguments,
         output: Output::new(),
@@ -42,12 +52,6 @@ pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
 
 /// Options that are known and can't be had.
 fn refuse(arguments: &GenerateArguments) -> anyhow::Result<()> {
-    if arguments.with_heads.is_some() {
-        return usage("--with-heads is not built yet: name a model folder with its own heads");
-    }
-    if arguments.chat {
-        return usage("--chat is not built yet: write the conversation out as the prompt");
-    }
     if arguments.stop.iter().any(String::is_empty) {
         return usage("--stop '': a stop text has at least one character");
     }
@@ -61,8 +65,12 @@ fn refuse(arguments: &GenerateArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn options(arguments: &GenerateArguments, opened: &Opened) -> anyhow::Result<GenerateOptions> {
-    let available = opened.model.heads().len();
+fn options(
+    arguments: &GenerateArguments,
+    config: &ModelConfig,
+    reader: &PromptReader,
+) -> anyhow::Result<GenerateOptions> {
+    let available = config.heads.count;
     let sampling = arguments.temperature.map(|temperature| Sampling {
         temperature,
         top_p: arguments.top_p.unwrap_or(1.0),
@@ -72,13 +80,14 @@ fn options(arguments: &GenerateArguments, opened: &Opened) -> anyhow::Result<Gen
     let decoding = match arguments.decoding {
         Some(DecodingName::Autoregressive) => Decoding::Autoregressive,
         None if sampling.is_some() && arguments.heads.is_none() => Decoding::Autoregressive,
+        None if sampling.is_none() => Decoding::Adaptive { heads },
         _ => Decoding::Speculative { heads },
     };
     if heads == 0 || heads > available {
         return usage(format!("--heads {heads}: the model has {available}; give 1 to {available}"));
     }
-    let mut end_of_text: Vec<u32> = opened.model.config().end_of_text.into_iter().collect();
-    end_of_text.extend(opened.tokenizer.end_of_text());
+    let mut end_of_text: Vec<u32> = config.end_of_text.into_iter().collect();
+    end_of_text.extend(reader.tokenizer.end_of_text());
     end_of_text.dedup();
     Ok(GenerateOptions {
         max_new_tokens: arguments.max_new_tokens,
@@ -90,8 +99,8 @@ fn options(arguments: &GenerateArguments, opened: &Opened) -> anyhow::Result<Gen
 }
 
 struct Session<'a> {
-    decoder: Decoder<'a>,
-    opened: &'a Opened,
+    decoder: Decoder<'static>,
+    reader: &'a PromptReader,
     options: GenerateOptions,
     arguments: &'a GenerateArguments,
     output: Output,
@@ -100,13 +109,13 @@ struct Session<'a> {
 impl Session<'_> {
     /// Continues one prompt: streams the text, or writes its line of JSON.
     fn generate(&mut self, prompt: &Prompt) -> anyhow::Result<()> {
-        let tokens = self.opened.encode(&prompt.prompt)?;
+        let tokens = self.reader.encode(&prompt.prompt)?;
         let stream = !self.arguments.json;
         if stream && self.arguments.prompts.is_some() {
             self.output.line(&format!("# {}", name(&prompt.id)))?;
         }
         let mut text = Text {
-            decoder: self.opened.tokenizer.stream(),
+            decoder: self.reader.tokenizer.stream(),
             stops: StopTexts::new(&self.arguments.stop),
             stream: stream.then_some(&mut self.output),
             whole: String::new(),

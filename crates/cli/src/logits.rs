@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
+use foretoken_heads::MultiTokenModel;
 use foretoken_trunk::io::write_safetensors;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -17,8 +18,8 @@ pub(crate) fn run(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
     let replaceable = !out.exists() || (out.is_file() && !out.is_symlink());
     ensure!(replaceable, "--out {}: this is not a plain file", out.display());
     let opened = Opened::new(&arguments.model, Device::Cpu)?;
-    let tokens = opened.encode(&arguments.prompt)?;
-    let (tokens, logits) = tch::no_grad(|| tensors(&opened, &tokens))?;
+    let tokens = opened.reader.encode(&arguments.prompt)?;
+    let (tokens, logits) = tch::no_grad(|| tensors(&opened.model, &tokens))?;
     let shape = logits.size();
     write_safetensors(out, &[("tokens".to_owned(), tokens), ("logits".to_owned(), logits)])
         .context("cannot write the logits")?;
@@ -38,10 +39,9 @@ pub(crate) fn run(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
 }
 
 /// `tokens` `[seq]` and `logits` `[heads, seq, vocab]`.
-fn tensors(opened: &Opened, tokens: &[u32]) -> anyhow::Result<(Tensor, Tensor)> {
+fn tensors(model: &MultiTokenModel, tokens: &[u32]) -> anyhow::Result<(Tensor, Tensor)> {
     let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
     let ids = Tensor::f_from_slice(&ids)?;
-    let model = &opened.model;
     let hidden = model.hidden(&ids.f_unsqueeze(0)?)?;
     let heads: Vec<Tensor> = (0..model.heads().len())
         .map(|head| Ok(model.logits(head, &hidden)?.f_squeeze_dim(0)?.f_to_kind(Kind::Float)?))

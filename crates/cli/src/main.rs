@@ -1,9 +1,12 @@
 //! The `foretoken` command: arguments in, the layers' work, results on stdout.
 
 mod arguments;
+mod cuda;
 mod device;
+mod export;
 mod failure;
 mod generate;
+mod import;
 mod interrupt;
 mod logits;
 mod model;
@@ -35,6 +38,8 @@ fn main() -> ExitCode {
         Command::Train(arguments) => train::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Logits(arguments) => logits::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
+        Command::Import(arguments) => import::run(&arguments),
         Command::Reproduce(arguments) => reproduce::run(&arguments),
     };
     failure::exit_code(result)

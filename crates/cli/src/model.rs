@@ -1,48 +1,77 @@
-//! Opening a model folder and its tokenizer.
+//! Opening a model with its tokenizer.
 
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use foretoken_data::Tokenizer;
-use foretoken_heads::MultiTokenModel;
+use foretoken_data::{ChatTemplate, Message, Tokenizer};
+use foretoken_heads::{ModelSource, MultiTokenModel, Registry};
 use tch::{Device, Kind};
-
-use crate::failure::usage;
 
 /// A model with what turns text into its tokens.
 pub(crate) struct Opened {
     pub(crate) model: MultiTokenModel,
+    pub(crate) reader: PromptReader,
+}
+
+/// What turns prompts into a model's tokens.
+pub(crate) struct PromptReader {
     pub(crate) tokenizer: Tokenizer,
+    /// The most tokens that the model takes.
+    context: usize,
+    chat: Option<ChatTemplate>,
 }
 
 impl Opened {
-    /// Opens the folder `path` in float32.
+    /// Opens the folder or GGUF file `path` in float32.
     pub(crate) fn new(path: &Path, device: Device) -> anyhow::Result<Self> {
-        if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf")) {
-            return usage(format!(
-                "--model {}: GGUF files are not read yet; name a model folder",
-                path.display()
-            ));
-        }
-        ensure!(path.exists(), "--model {}: there is no such folder", path.display());
-        ensure!(path.is_dir(), "--model {}: this is no folder", path.display());
-        let model =
-            MultiTokenModel::load(path, Kind::Float, device).context("cannot open the model")?;
-        let tokenizer = Tokenizer::from_file(&path.join("tokenizer.json"))
-            .context("cannot open the model's tokenizer")?;
+        ensure!(path.exists(), "--model {}: there is no such folder or file", path.display());
+        let source = ModelSource::open(path).context("cannot open the model")?;
+        let tokenizer = source.tokenizer().context("cannot open the model's tokenizer")?;
+        let model = source.model(Kind::Float, device).context("cannot open the model")?;
         let (ids, rows) = (tokenizer.vocab_size(), model.config().architecture.vocab);
         ensure!(
             ids <= rows,
-            "{}: tokenizer.json has {ids} tokens, but the model only {rows}: it is not the model's own",
+            "{}: the tokenizer has {ids} tokens, but the model only {rows}: it is not the model's own",
             path.display()
         );
-        Ok(Self { model, tokenizer })
+        let context = model.config().architecture.context;
+        Ok(Self { model, reader: PromptReader { tokenizer, context, chat: None } })
     }
 
+    /// Puts the heads in `path` on the model, in place of its own.
+    pub(crate) fn with_heads(self, path: &Path) -> anyhow::Result<Self> {
+        let model =
+            self.model.with_heads(path, &Registry::stock()).context("cannot join the heads")?;
+        Ok(Self { model, ..self })
+    }
+
+    /// From now on prompts are what a user says to the model.
+    pub(crate) fn with_chat(mut self, path: &Path) -> anyhow::Result<Self> {
+        self.reader.chat = Some(template(&self.reader.tokenizer, path)?);
+        Ok(self)
+    }
+}
+
+fn template(tokenizer: &Tokenizer, path: &Path) -> anyhow::Result<ChatTemplate> {
+    tokenizer.chat_template()?.with_context(|| {
+        format!(
+            "--chat: {} has no chat template; write the conversation out as the prompt",
+            path.display()
+        )
+    })
+}
+
+impl PromptReader {
     /// The tokens of a prompt, refused where they don't fit the model's context.
     pub(crate) fn encode(&self, prompt: &str) -> anyhow::Result<Vec<u32>> {
-        let tokens = self.tokenizer.encode_with_specials(prompt)?;
-        let context = self.model.config().architecture.context;
+        let tokens = match &self.chat {
+            None => self.tokenizer.encode_with_specials(prompt)?,
+            Some(template) => {
+                let message = Message::new("user", prompt);
+                self.tokenizer.encode_chat(&template.render(&[message], true)?)?
+            }
+        };
+        let context = self.context;
         ensure!(!tokens.is_empty(), foretoken_decode::Error::EmptyPrompt);
         ensure!(
             tokens.len() <= context,

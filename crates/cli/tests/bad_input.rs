@@ -29,15 +29,12 @@ fn a_command_line_that_makes_no_sense_exits_with_2() {
     let place = Place::new();
     let generate = ["generate", "--model", model(), "--prompt", "x"];
     for (more, parts) in [
-        (&["--with-heads", "other"][..], &["--with-heads", "not built yet"][..]),
-        (&["--chat"], &["--chat", "not built yet"]),
-        (&["--stop", ""], &["--stop"]),
+        (&["--stop", ""][..], &["--stop"][..]),
         (&["--heads", "3"], &["--heads 3", "2"]),
         (&["--heads", "0"], &["--heads 0"]),
         (&["--heads", "2", "--decoding", "autoregressive"], &["--heads 2", "speculative"]),
         (&["--top-p", "0.5"], &["--temperature"]),
         (&["--threads", "0"], &["--threads 0"]),
-        (&["--device", "cuda"], &["--device cuda"]),
         (&["--prompts", "x.jsonl"], &["--prompt"]),
     ] {
         let output = place.run(&[&generate[..], more].concat());
@@ -46,8 +43,34 @@ fn a_command_line_that_makes_no_sense_exits_with_2() {
             assert!(error_text(&output).contains(part), "{more:?}: {}", error_text(&output));
         }
     }
-    let output = place.run(&["generate", "--model", "model.gguf", "--prompt", "x"]);
-    assert_refused(&output, 2, &["model.gguf", "GGUF"]);
+}
+
+#[test]
+fn a_device_that_is_not_there_is_refused() {
+    let place = Place::new();
+    let arguments = ["generate", "--model", model(), "--prompt", "x", "--device", "cuda"];
+    let mut command = place.foretoken(&arguments);
+    // Wherever this runs: no python3, no libtorch with CUDA.
+    command.env("PATH", place.path("none")).env_remove("LIBTORCH");
+    command.env("FORETOKEN_TORCH_LIB", place.path("none"));
+    assert_refused(&command.output().unwrap(), 1, &["--device cuda", "FORETOKEN_TORCH_LIB"]);
+}
+
+#[test]
+fn models_and_heads_that_are_not_there_or_something_else_are_named() {
+    let place = Place::new();
+    fs::write(place.path("text.gguf"), "Just a text.").unwrap();
+    for (arguments, parts) in [
+        (["--model", "model.gguf", "--with-heads", "x"], &["model.gguf", "no such"][..]),
+        (["--model", "text.gguf", "--with-heads", "x"], &["text.gguf", "another format"]),
+        (["--model", model(), "--with-heads", "other"], &["other", "No such file"]),
+        (["--model", model(), "--with-heads", "text.gguf"], &["text.gguf", "safetensors"]),
+    ] {
+        let output = place.run(&[&["generate", "--prompt", "x"][..], &arguments].concat());
+        assert_refused(&output, 1, parts);
+    }
+    let output = place.run(&["generate", "--model", model(), "--prompt", "x", "--chat"]);
+    assert_refused(&output, 1, &["--chat", "template"]);
 }
 
 #[test]
@@ -169,8 +192,11 @@ fn a_shard_that_differs_from_its_manifest_is_never_trained_on() {
     let shard = place.path("run/shards").join(train.unwrap_or_else(|| panic!("{shards:?}")));
     let whole = fs::read(&shard).unwrap();
     cut(&shard);
-    // The text is at hand, so the shard is made again; without it, the shard is named.
     let more = [&SHORT[..], &["--resume", "--set", "train.steps=8"]].concat();
+    let refused = place.train("run", &more).output().unwrap();
+    assert_refused(&refused, 1, &[".tokens", "does not match its manifest", "delete it"]);
+    // What the message says to do does it.
+    fs::remove_file(&shard).unwrap();
     assert!(place.train("run", &more).output().unwrap().status.success());
     assert!(fs::read(&shard).unwrap() == whole);
 }

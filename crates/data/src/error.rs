@@ -1,7 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::Split;
+use crate::{Split, VocabularyProblem};
 
 /// What this crate's functions return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -80,6 +80,21 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why not.
+        problem: String,
+    },
+    /// A GGUF file's vocabulary that makes no tokenizer.
+    #[error(transparent)]
+    Vocabulary(#[from] VocabularyProblem),
+    /// A tokenizer that a GGUF file's vocabulary cannot describe.
+    #[error("GGUF has no way to describe this tokenizer: {problem}")]
+    NoVocabulary {
+        /// What there is no way to say.
+        problem: String,
+    },
+    /// A chat template that is none, or that failed on a chat.
+    #[error("the chat template failed: {problem}")]
+    ChatTemplate {
+        /// Its own message.
         problem: String,
     },
     /// The tokenizer failed on a text.

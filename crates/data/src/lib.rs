@@ -10,6 +10,9 @@
 //! into memory as a [`TokenShard`], and a [`BatchSampler`] cuts it into windows and serves
 //! [`TokenBatch`]es in an order that follows from a seed and the step alone.
 //!
+//! A tokenizer comes from a `tokenizer.json`, or from the [`Vocabulary`] of a GGUF file; the
+//! [`ChatTemplate`] that came with it makes prompts of chats.
+//!
 //! The layer knows no model and no tensors: a batch is a vector of integers and its shape.
 //!
 //! # Example
@@ -72,4 +75,6 @@ pub use sampler::{BatchSampler, SamplerOptions, TokenBatch};
 pub use shard::{TokenShard, open_split};
 pub use source::{CorpusSource, python_code_root};
 pub use split::{Split, SplitFractions, SplitPlan, SplitRule};
-pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerInfo};
+pub use tokenizer::{
+    ChatTemplate, Message, StreamDecoder, Tokenizer, TokenizerInfo, Vocabulary, VocabularyProblem,
+};

@@ -101,7 +101,7 @@ pub fn prepare(options: &PrepareOptions, progress: &dyn Fn(Progress)) -> Result<
 
     fs::create_dir_all(out).map_err(Error::io("create", out))?;
     let _lock = lock(out, progress)?;
-    if let Some(manifest) = reusable(out, &inputs) {
+    if let Some(manifest) = reusable(out, &inputs)? {
         progress(Progress::Reused);
         return Ok(manifest);
     }
@@ -198,25 +198,29 @@ fn lock(out: &Path, progress: &dyn Fn(Progress)) -> Result<File> {
     Ok(file)
 }
 
-/// The folder's manifest, if it is what the preparation would give and its shards are sound.
-fn reusable(out: &Path, inputs: &Inputs) -> Option<Manifest> {
+/// The folder's manifest, if it is what the preparation would give and its shards are there.
+///
+/// A shard with other content than its manifest says is an error, not a reason to make it again:
+/// something went wrong with this disk or with another program, and its owner should know.
+fn reusable(out: &Path, inputs: &Inputs) -> Result<Option<Manifest>> {
     let manifest = match Manifest::read(out) {
         Ok(manifest) => manifest,
-        Err(Error::NotPrepared { .. }) => return None,
+        Err(Error::NotPrepared { .. }) => return Ok(None),
         Err(error) => {
             tracing::warn!("preparing the corpus again: {error}");
-            return None;
+            return Ok(None);
         }
     };
     if !manifest.made_from(inputs) {
-        return None;
+        return Ok(None);
     }
     let sound = Split::ALL.into_iter().try_for_each(|split| open_split(out, split)?.verify());
     match sound {
-        Ok(()) => Some(manifest),
+        Ok(()) => Ok(Some(manifest)),
+        Err(error @ (Error::ShardLength { .. } | Error::ShardChecksum { .. })) => Err(error),
         Err(error) => {
             tracing::warn!("preparing the corpus again: {error}");
-            None
+            Ok(None)
         }
     }
 }

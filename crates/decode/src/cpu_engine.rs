@@ -1,11 +1,11 @@
 //! The CPU's own engine: blocks in pure Rust, the same bits for a row in every pass.
 
-use foretoken_heads::{MultiTokenModel, Tap};
+use foretoken_heads::{Dense, DraftVocabulary, Head, ModelParts, MultiTokenModel, Tap};
 use foretoken_kernels::cpu::{
-    BlockCache, BlockShape, BlockTensors, BlockWeights, Blocks, PackedLinear, Pass, Real, RmsNorm,
-    Room, Unembedding, WeightFormat, Workspace,
+    BlockCache, BlockShape, BlockTensors, BlockWeights, Blocks, DenseWeights, PackedLinear, Pass,
+    Real, RmsNorm, Room, Unembedding, WeightFormat, Workspace,
 };
-use foretoken_trunk::Block;
+use foretoken_trunk::{Architecture, Block};
 use tch::{Device, Kind, Tensor};
 
 use crate::engine::Engine;
@@ -35,35 +35,157 @@ pub(crate) fn build(
     model: &MultiTokenModel,
     options: DecoderOptions,
 ) -> Result<Option<Box<dyn Engine>>> {
-    let Some(blocks) = blocks(model) else { return Ok(None) };
-    let threads = options.threads.unwrap_or_else(|| {
-        useful_threads(model, usize::try_from(tch::get_num_threads()).unwrap_or(1))
-    });
-    let drafts = match options.drafts {
-        DraftPrecision::BFloat16 => WeightFormat::BFloat16,
-        DraftPrecision::Full => WeightFormat::Full,
+    let Some(plan) = Plan::new(model, options) else { return Ok(None) };
+    let blocks = model.trunk().blocks.iter().map(Lent::Block);
+    let parts = blocks.chain(model.heads().iter().map(|head| Lent::Head(head.as_ref())));
+    let ends = Ends {
+        embedding: &model.trunk().embed_tokens,
+        norm: model.final_norm(),
+        unembedding: model.unembedding(),
+        drafts: model.draft_vocabulary(),
     };
-    Ok(match (model.device(), model.kind()) {
-        (Device::Cpu, Kind::Float) => {
-            Some(Box::new(CpuEngine::<f32>::new(model, &blocks, threads, drafts)?))
-        }
-        (Device::Cpu, Kind::Double) => {
-            Some(Box::new(CpuEngine::<f64>::new(model, &blocks, threads, drafts)?))
-        }
-        _ => None,
-    })
+    Ok(Some(match model.kind() {
+        Kind::Double => Box::new(CpuEngine::<f64>::new(&plan, parts, &ends)?),
+        _ => Box::new(CpuEngine::<f32>::new(&plan, parts, &ends)?),
+    }))
 }
 
-/// The trunk's blocks and then the heads', where they are all of one shape.
-fn blocks(model: &MultiTokenModel) -> Option<Vec<&Block>> {
-    let heads = model.heads().iter().map(|head| match head.tap() {
-        Tap::TrunkOutput => head.as_block(),
-        Tap::FinalHidden => None,
+/// As [`build`], from a model whose tensors are let go one by one as they are packed, so that the
+/// weights are never there twice. A model that the engine cannot run comes back.
+pub(crate) fn build_from(
+    model: MultiTokenModel,
+    options: DecoderOptions,
+) -> Result<std::result::Result<Box<dyn Engine>, MultiTokenModel>> {
+    let Some(plan) = Plan::new(&model, options) else { return Ok(Err(model)) };
+    let kind = model.kind();
+    let ModelParts { trunk, heads, final_norm, unembedding, draft_vocabulary, .. } =
+        model.into_parts();
+    let blocks = trunk.blocks.into_iter().map(Given::Block);
+    let parts = blocks.chain(heads.into_iter().map(Given::Head));
+    let ends = Ends {
+        embedding: &trunk.embed_tokens,
+        norm: &final_norm,
+        unembedding: &unembedding,
+        drafts: draft_vocabulary.as_ref(),
+    };
+    Ok(Ok(match kind {
+        Kind::Double => Box::new(CpuEngine::<f64>::new(&plan, parts, &ends)?),
+        _ => Box::new(CpuEngine::<f32>::new(&plan, parts, &ends)?),
+    }))
+}
+
+/// What a part of a model computes.
+enum Computes<'m> {
+    Block(&'m Block),
+    Dense(Dense<'m>),
+}
+
+impl<'m> Computes<'m> {
+    /// `None` for a head of another form.
+    fn of(head: &'m dyn Head) -> Option<Self> {
+        match head.tap() {
+            Tap::TrunkOutput => head.as_block().map(Self::Block),
+            Tap::FinalHidden => head.as_dense().map(Self::Dense),
+        }
+    }
+}
+
+/// A block of the trunk or a head, lent or given away.
+trait Part {
+    fn computes(&self) -> Option<Computes<'_>>;
+}
+
+enum Lent<'m> {
+    Block(&'m Block),
+    Head(&'m dyn Head),
+}
+
+impl Part for Lent<'_> {
+    fn computes(&self) -> Option<Computes<'_>> {
+        match self {
+            Self::Block(block) => Some(Computes::Block(block)),
+            Self::Head(head) => Computes::of(*head),
+        }
+    }
+}
+
+enum Given {
+    Block(Block),
+    Head(Box<dyn Head>),
+}
+
+impl Part for Given {
+    fn computes(&self) -> Option<Computes<'_>> {
+        match self {
+            Self::Block(block) => Some(Computes::Block(block)),
+            Self::Head(head) => Computes::of(head.as_ref()),
+        }
+    }
+}
+
+/// What comes before and after the blocks.
+struct Ends<'m> {
+    embedding: &'m Tensor,
+    norm: &'m Tensor,
+    unembedding: &'m Tensor,
+    drafts: Option<&'m DraftVocabulary>,
+}
+
+/// What an engine is built by.
+struct Plan {
+    sizes: Architecture,
+    shape: BlockShape,
+    /// Blocks of the trunk.
+    trunk: usize,
+    heads: usize,
+    threads: usize,
+    drafts: WeightFormat,
+}
+
+impl Plan {
+    /// `None` for a model that the engine cannot run.
+    fn new(model: &MultiTokenModel, options: DecoderOptions) -> Option<Self> {
+        let runs =
+            model.device() == Device::Cpu && matches!(model.kind(), Kind::Float | Kind::Double);
+        let shape = common_shape(model).filter(|_| runs)?;
+        Some(Self {
+            sizes: model.config().architecture.clone(),
+            shape,
+            trunk: model.trunk().blocks.len(),
+            heads: model.heads().len(),
+            threads: options.threads.unwrap_or_else(|| {
+                useful_threads(model, usize::try_from(tch::get_num_threads()).unwrap_or(1))
+            }),
+            drafts: match options.drafts {
+                DraftPrecision::BFloat16 => WeightFormat::BFloat16,
+                DraftPrecision::Full => WeightFormat::Full,
+            },
+        })
+    }
+
+    /// The format of a block's weights; head 0, which verifies, stays exact.
+    fn format(&self, block: usize) -> WeightFormat {
+        if block <= self.trunk { WeightFormat::Full } else { self.drafts }
+    }
+}
+
+/// The shape of all blocks, where it is one; `None` also for a model that the engine has no form
+/// for: one whose drafting heads are neither all blocks nor all dense.
+fn common_shape(model: &MultiTokenModel) -> Option<BlockShape> {
+    let heads = model.heads().iter().map(|head| Computes::of(head.as_ref()));
+    let heads = heads.collect::<Option<Vec<_>>>()?;
+    let (first, drafting) = heads.split_first()?;
+    let Computes::Block(first) = first else { return None };
+    let dense = drafting.iter().filter(|head| matches!(head, Computes::Dense(_))).count();
+    if dense > 0 && dense < drafting.len() {
+        return None;
+    }
+    let first = shape(first);
+    let of_heads = drafting.iter().filter_map(|head| match head {
+        Computes::Block(block) => Some(*block),
+        Computes::Dense(_) => None,
     });
-    let blocks: Vec<&Block> =
-        model.trunk().blocks.iter().map(Some).chain(heads).collect::<Option<_>>()?;
-    let first = shape(blocks.first()?);
-    blocks.iter().all(|block| shape(block) == first).then_some(blocks)
+    model.trunk().blocks.iter().chain(of_heads).all(|block| shape(block) == first).then_some(first)
 }
 
 fn shape(block: &Block) -> BlockShape {
@@ -81,15 +203,29 @@ fn shape(block: &Block) -> BlockShape {
 
 /// A number type that weights can be read as.
 trait Weight: Real {
-    fn read(tensor: &Tensor) -> Result<Vec<Self>>;
+    /// Lends a tensor's numbers, in order.
+    fn with<R>(tensor: &Tensor, read: impl FnOnce(&[Self]) -> R) -> Result<R>;
+
+    fn read(tensor: &Tensor) -> Result<Vec<Self>> {
+        Self::with(tensor, <[Self]>::to_vec)
+    }
 }
 
 macro_rules! weight {
     ($t:ty, $kind:expr) => {
         impl Weight for $t {
-            fn read(tensor: &Tensor) -> Result<Vec<Self>> {
-                let flat = tensor.detach().f_reshape([-1])?.f_to_kind($kind)?;
-                Ok(Vec::try_from(flat)?)
+            #[allow(unsafe_code)]
+            fn with<R>(tensor: &Tensor, read: impl FnOnce(&[Self]) -> R) -> Result<R> {
+                let flat = tensor.detach().f_to_kind($kind)?.f_reshape([-1])?.f_contiguous()?;
+                if flat.numel() == 0 {
+                    return Ok(read(&[]));
+                }
+                // SAFETY: a contiguous tensor of this kind on the CPU (of which the engine is) is
+                // `numel` numbers at its address; it is held here, and nobody writes to it.
+                let numbers = unsafe {
+                    std::slice::from_raw_parts(flat.data_ptr().cast_const().cast(), flat.numel())
+                };
+                Ok(read(numbers))
             }
         }
     };
@@ -98,70 +234,104 @@ macro_rules! weight {
 weight!(f32, Kind::Float);
 weight!(f64, Kind::Double);
 
-struct CpuEngine<T> {
+/// The rows that tokens go in as.
+enum Embedding<T> {
     /// `[vocab, dim]`.
-    embedding: Vec<T>,
+    Own(Vec<T>),
+    /// Those of the unembedding.
+    Tied,
+}
+
+struct CpuEngine<T> {
+    embedding: Embedding<T>,
     dim: usize,
-    /// The trunk's blocks and then the heads'.
+    /// The trunk's blocks and then the heads', as far as these are blocks.
     weights: Vec<BlockWeights<T>>,
+    /// The drafting heads, where they are no blocks.
+    dense: Vec<DenseWeights<T>>,
     caches: Vec<BlockCache<T>>,
     trunk: usize,
     unembedding: Unembedding<T>,
     /// The same for drafts, where it is in another format.
     drafting_unembedding: Option<Unembedding<T>>,
+    /// The tokens that its outputs stand for, where they are not all.
+    drafts: Vec<u32>,
+    drafted: Vec<u32>,
     workspace: Workspace<T>,
     /// Rows of the last pass that are still there.
     rows: usize,
+    /// Rows of the last pass that went the whole way and are still there.
+    outputs: usize,
 }
 
 impl<T: Weight> CpuEngine<T> {
-    fn new(
-        model: &MultiTokenModel,
-        blocks: &[&Block],
-        threads: usize,
-        drafts: WeightFormat,
-    ) -> Result<Self> {
-        let sizes = &model.config().architecture;
-        let heads = model.heads().len();
-        let trunk = blocks.len() - heads;
-        let weights = blocks.iter().enumerate().map(|(i, block)| {
-            pack::<T>(block, if i <= trunk { WeightFormat::Full } else { drafts })
-        });
-        let weights = weights.collect::<Result<Vec<_>>>()?;
-        let shape = shape(blocks[0]);
+    fn new<P: Part>(plan: &Plan, parts: impl Iterator<Item = P>, ends: &Ends<'_>) -> Result<Self> {
+        let Plan { sizes, shape, heads, .. } = plan;
+        let mut weights = Vec::with_capacity(plan.trunk + heads);
+        let mut dense = Vec::new();
+        for part in parts {
+            match part.computes() {
+                Some(Computes::Block(block)) => {
+                    weights.push(pack::<T>(block, plan.format(weights.len()))?);
+                }
+                Some(Computes::Dense(head)) => dense.push(pack_dense(head, plan)?),
+                None => {}
+            }
+        }
         let room = Room {
-            rows: PREFILL_ROWS.max(heads),
-            outputs: heads,
+            rows: PREFILL_ROWS.max(*heads),
+            outputs: *heads,
             positions: sizes.context,
-            threads,
+            threads: plan.threads,
         };
-        let norm = T::read(model.final_norm())?;
-        let product = T::read(model.unembedding())?;
-        let unembedding = |format| Unembedding {
-            norm: RmsNorm::new(&norm, sizes.norm_eps),
-            product: PackedLinear::pack(&product, sizes.vocab, shape.dim, format),
+        let norm = T::read(ends.norm)?;
+        let unembedding = |tensor: &Tensor, format| -> Result<Unembedding<T>> {
+            let outputs = tensor.size2()?.0 as usize;
+            Ok(Unembedding {
+                norm: RmsNorm::new(&norm, sizes.norm_eps),
+                product: T::with(tensor, |weights| {
+                    PackedLinear::pack(weights, outputs, shape.dim, format)
+                })?,
+            })
         };
-        let other = heads > 1 && drafts != WeightFormat::Full;
+        let drafting = match ends.drafts {
+            _ if *heads == 1 => None,
+            Some(vocabulary) => Some(vocabulary.unembedding()),
+            None => (plan.drafts != WeightFormat::Full).then_some(ends.unembedding),
+        };
         Ok(Self {
-            embedding: T::read(&model.trunk().embed_tokens)?,
+            embedding: match sizes.tied {
+                true => Embedding::Tied,
+                false => Embedding::Own(T::read(ends.embedding)?),
+            },
             dim: shape.dim,
             caches: weights.iter().map(|block| block.cache(sizes.context)).collect(),
             weights,
-            trunk,
-            unembedding: unembedding(WeightFormat::Full),
-            drafting_unembedding: other.then(|| unembedding(drafts)),
-            workspace: Workspace::new(&shape, sizes.vocab, sizes.rope_theta, room),
+            trunk: plan.trunk,
+            dense,
+            unembedding: unembedding(ends.unembedding, WeightFormat::Full)?,
+            drafting_unembedding: drafting
+                .map(|tensor| unembedding(tensor, plan.drafts))
+                .transpose()?,
+            drafts: ends.drafts.map_or_else(Vec::new, |drafts| drafts.tokens().to_vec()),
+            drafted: Vec::with_capacity(*heads),
+            workspace: Workspace::new(shape, sizes.vocab, &sizes.rotary_frequencies(), room),
             rows: 0,
+            outputs: 0,
         })
     }
 
     /// Passes `tokens` through the trunk and head 0, the last `outputs` of them the whole way.
     fn pass(&mut self, tokens: &[u32], outputs: usize) -> &[u32] {
         for (r, &token) in tokens.iter().enumerate() {
-            let embedded = &self.embedding[token as usize * self.dim..][..self.dim];
-            self.workspace.input(r).copy_from_slice(embedded);
+            let (token, row) = (token as usize, self.workspace.input(r));
+            match &self.embedding {
+                Embedding::Own(rows) => row.copy_from_slice(&rows[token * self.dim..][..self.dim]),
+                Embedding::Tied => self.unembedding.product.copy_weights(token, row),
+            }
         }
         self.rows = tokens.len();
+        self.outputs = outputs;
         let (trunk, heads) = self.weights.split_at(self.trunk);
         let (trunk_caches, head_caches) = self.caches.split_at_mut(self.trunk);
         self.workspace.run(Pass {
@@ -175,6 +345,13 @@ impl<T: Weight> CpuEngine<T> {
 
     /// Passes the trunk's output on to heads 1 to `heads`, its last `outputs` rows the whole way.
     fn heads(&mut self, heads: usize, outputs: usize) -> &[u32] {
+        let unembedding = self.drafting_unembedding.as_ref().unwrap_or(&self.unembedding);
+        if !self.dense.is_empty() {
+            if outputs == 0 {
+                return &[];
+            }
+            return self.workspace.run_dense(self.outputs - 1, &self.dense[..heads], unembedding);
+        }
         let drafting = self.trunk + 1..self.trunk + 1 + heads;
         self.workspace.run(Pass {
             rows: self.rows,
@@ -184,9 +361,16 @@ impl<T: Weight> CpuEngine<T> {
                 caches: &mut self.caches[drafting],
             },
             outputs,
-            unembedding: self.drafting_unembedding.as_ref().unwrap_or(&self.unembedding),
+            unembedding,
         })
     }
+}
+
+fn pack_dense<T: Weight>(head: Dense<'_>, plan: &Plan) -> Result<DenseWeights<T>> {
+    let bias = head.bias.map(T::read).transpose()?;
+    T::with(head.weight, |weight| {
+        DenseWeights::pack(weight, bias.as_deref(), plan.shape.dim, head.residual, plan.drafts)
+    })
 }
 
 fn pack<T: Weight>(block: &Block, format: WeightFormat) -> Result<BlockWeights<T>> {
@@ -200,9 +384,11 @@ fn pack<T: Weight>(block: &Block, format: WeightFormat) -> Result<BlockWeights<T
     ];
     let [a, b, c, d, e, f] = tensors.map(T::read);
     let (a, b, c, d, e, f) = (a?, b?, c?, d?, e?, f?);
+    let bias = block.qkv_bias.as_ref().map(T::read).transpose()?;
     let tensors = BlockTensors {
         input_layernorm: &a,
         qkv_proj: &b,
+        qkv_bias: bias.as_deref(),
         o_proj: &c,
         post_attention_layernorm: &d,
         gate_up_proj: &e,
@@ -233,7 +419,9 @@ impl<T: Weight> Engine for CpuEngine<T> {
     }
 
     fn keep(&mut self, rows: usize) {
-        let kept = self.caches[0].len() - (self.rows - rows);
+        let taken_back = self.rows - rows;
+        let kept = self.caches[0].len() - taken_back;
+        self.outputs = self.outputs.saturating_sub(taken_back);
         for cache in &mut self.caches[..=self.trunk] {
             cache.truncate(kept);
         }
@@ -241,7 +429,17 @@ impl<T: Weight> Engine for CpuEngine<T> {
     }
 
     fn draft(&mut self, heads: usize) -> Result<&[u32]> {
-        Ok(self.heads(heads, 1))
+        if self.drafts.is_empty() {
+            return Ok(self.heads(heads, 1));
+        }
+        let mut drafted = std::mem::take(&mut self.drafted);
+        drafted.clear();
+        drafted.extend_from_slice(self.heads(heads, 1));
+        for token in &mut drafted {
+            *token = self.drafts[*token as usize];
+        }
+        self.drafted = drafted;
+        Ok(&self.drafted)
     }
 
     fn logits(&mut self, row: usize, into: &mut Vec<f64>) -> Result<()> {
@@ -255,7 +453,6 @@ impl<T: Weight> Engine for CpuEngine<T> {
 mod tests {
     use super::*;
     use foretoken_heads::{HeadsConfig, ModelConfig};
-    use foretoken_trunk::Architecture;
 
     fn model(architecture: Architecture, kind: Kind) -> MultiTokenModel {
         let heads = HeadsConfig { kind: "block".into(), count: 1 };

@@ -3,12 +3,13 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use foretoken_heads::MultiTokenModel;
+use foretoken_heads::{ModelConfig, MultiTokenModel};
 
 use crate::cpu_engine;
 use crate::engine::Engine;
+use crate::pace::Pace;
 use crate::sampler::Sampler;
-use crate::tensor_engine::TensorEngine;
+use crate::tensor_engine::{Held, TensorEngine};
 use crate::{DecoderOptions, Decoding, Error, GenerateOptions, Generation, Result, StoppedBy};
 
 /// What is called with new tokens and the heads that produced them, and may break off.
@@ -44,9 +45,25 @@ impl<'m> Decoder<'m> {
     /// When the weights cannot be read.
     pub fn with_options(model: &'m MultiTokenModel, options: DecoderOptions) -> Result<Self> {
         match cpu_engine::build(model, options)? {
-            Some(engine) => Ok(Self::over(model, engine, "cpu")),
+            Some(engine) => Ok(Self::over(model.config(), engine, "cpu")),
             None => Self::on_tensors(model),
         }
+    }
+
+    /// As [`Decoder::with_options`], from a model that is not needed any more: its tensors are let
+    /// go one by one as they are packed, so that the weights are never in memory twice.
+    ///
+    /// # Errors
+    /// When the weights cannot be read.
+    pub fn consuming(model: MultiTokenModel, options: DecoderOptions) -> Result<Decoder<'static>> {
+        let config = model.config().clone();
+        Ok(match cpu_engine::build_from(model, options)? {
+            Ok(engine) => Decoder::over(&config, engine, "cpu"),
+            Err(model) => {
+                let engine = TensorEngine::new(Held::Given(Box::new(model)))?;
+                Decoder::over(&config, Box::new(engine), "tensors")
+            }
+        })
     }
 
     /// A decoder on libtorch's operators, whatever the model: to compare with, or to measure.
@@ -54,13 +71,14 @@ impl<'m> Decoder<'m> {
     /// # Errors
     /// When the memory for the caches cannot be had.
     pub fn on_tensors(model: &'m MultiTokenModel) -> Result<Self> {
-        Ok(Self::over(model, Box::new(TensorEngine::new(model)?), "tensors"))
+        let engine = TensorEngine::new(Held::Lent(model))?;
+        Ok(Self::over(model.config(), Box::new(engine), "tensors"))
     }
 
-    fn over(model: &'m MultiTokenModel, engine: Box<dyn Engine + 'm>, name: &'static str) -> Self {
-        let sizes = &model.config().architecture;
+    fn over(config: &ModelConfig, engine: Box<dyn Engine + 'm>, name: &'static str) -> Self {
+        let sizes = &config.architecture;
         let (vocab, context) = (sizes.vocab, sizes.context);
-        Self { engine, name, vocab, context, heads: model.heads().len() }
+        Self { engine, name, vocab, context, heads: config.heads.count }
     }
 
     /// `cpu` for the engine in which a row has the same bits alone and among others, `tensors` for
@@ -112,18 +130,26 @@ impl<'m> Decoder<'m> {
         let decoding = Instant::now();
         let mut pass = Vec::with_capacity(heads);
         let mut best = Vec::with_capacity(heads);
+        let mut pace = match options.decoding {
+            Decoding::Adaptive { .. } => Pace::adaptive(drafting),
+            _ => Pace::steady(drafting),
+        };
         while outcome.is_continue() {
             // The last token and the drafts of those after it.
             pass.clear();
             pass.extend(text.generation.tokens.last());
-            let drafts = drafting.min(text.left() - 1);
+            let began = Instant::now();
+            let drafts = pace.drafting().min(text.left() - 1);
             if drafts > 0 {
-                pass.extend_from_slice(self.engine.draft(drafts)?);
+                let verified = pace.verifying().min(drafts);
+                pass.extend_from_slice(&self.engine.draft(drafts)?[..verified]);
             }
+            let drafted = Instant::now();
             best.clear();
             best.extend_from_slice(self.engine.verify(&pass)?);
             let agree = pass[1..].iter().zip(&best).take_while(|(draft, own)| draft == own);
             let accepted = agree.count();
+            pace.observe(pass.len() - 1, accepted, drafted - began, drafted.elapsed());
             outcome = text.extend(self.engine.as_mut(), &best[..=accepted], accepted)?;
             self.engine.keep(1 + accepted);
         }
@@ -135,7 +161,7 @@ impl<'m> Decoder<'m> {
     fn check(&self, prompt: &[u32], options: &GenerateOptions) -> Result<usize> {
         let heads = match options.decoding {
             Decoding::Autoregressive => 1,
-            Decoding::Speculative { heads } => heads,
+            Decoding::Speculative { heads } | Decoding::Adaptive { heads } => heads,
         };
         if heads == 0 || heads > self.heads {
             return Err(Error::Heads { asked: heads, available: self.heads });

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::cpu_engine;
 use crate::engine::Engine;
-use crate::tensor_engine::TensorEngine;
+use crate::tensor_engine::{Held, TensorEngine};
 use crate::{DecoderOptions, DraftPrecision};
 
 fn model(layers: usize, heads: usize, kv_heads: usize, kind: Kind, seed: i64) -> MultiTokenModel {
@@ -126,7 +126,7 @@ proptest! {
         let double = model(layers, heads, kv_heads, Kind::Double, seed);
         let mut ours = cpu_engine::build(&double, options).unwrap().unwrap();
         walk(&double, ours.as_mut(), &tokens, start, &steps, 1e-10);
-        walk(&double, &mut TensorEngine::new(&double).unwrap(), &tokens, start, &steps, 1e-10);
+        walk(&double, &mut TensorEngine::new(Held::Lent(&double)).unwrap(), &tokens, start, &steps, 1e-10);
         let float = model(layers, heads, kv_heads, Kind::Float, seed);
         let mut ours = cpu_engine::build(&float, options).unwrap().unwrap();
         walk(&float, ours.as_mut(), &tokens, start, &steps, 1e-4);

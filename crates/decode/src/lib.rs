@@ -45,6 +45,7 @@ mod engine_tests;
 mod error;
 mod generation;
 mod options;
+mod pace;
 mod sampler;
 mod stacked_heads;
 mod tensor_engine;

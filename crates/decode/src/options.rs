@@ -37,6 +37,13 @@ pub enum Decoding {
         /// Heads that are used, from 1 (no drafts) to all that the model has.
         heads: usize,
     },
+    /// As many drafts as pay, up to those of `heads`: the first steps of a text measure what drafts
+    /// cost and bring, and those that slow the text down are left out from there on. The tokens
+    /// are the same.
+    Adaptive {
+        /// Heads that may be used, from 1 to all that the model has.
+        heads: usize,
+    },
 }
 
 /// Drawing tokens at random instead of taking the most likely.

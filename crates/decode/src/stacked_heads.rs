@@ -41,8 +41,10 @@ impl StackedHeads {
         });
         let Some(blocks) = blocks.collect::<Option<Vec<&Block>>>() else { return Ok(None) };
         let Some(first) = blocks.first() else { return Ok(None) };
+        // A bias would be one more stack for the sake of Qwen2's heads: those run one by one.
         let alike = |block: &&Block| {
-            block.attention == first.attention
+            block.qkv_bias.is_none()
+                && block.attention == first.attention
                 && block.down_proj.size() == first.down_proj.size()
                 && block.norm_eps.to_bits() == first.norm_eps.to_bits()
         };

@@ -12,8 +12,25 @@ use crate::stacked_heads::StackedHeads;
 /// Rows of a prompt that go through the model together: bounds the memory of attention scores.
 const PREFILL_ROWS: usize = 512;
 
+/// A model, lent or given away.
+pub(crate) enum Held<'m> {
+    Lent(&'m MultiTokenModel),
+    Given(Box<MultiTokenModel>),
+}
+
+impl std::ops::Deref for Held<'_> {
+    type Target = MultiTokenModel;
+
+    fn deref(&self) -> &MultiTokenModel {
+        match self {
+            Self::Lent(model) => model,
+            Self::Given(model) => model,
+        }
+    }
+}
+
 pub(crate) struct TensorEngine<'m> {
-    model: &'m MultiTokenModel,
+    model: Held<'m>,
     trunk: TrunkCache,
     /// Of head 0, and of the others where they are not stacked.
     heads: Vec<Option<KvCache>>,
@@ -29,7 +46,7 @@ pub(crate) struct TensorEngine<'m> {
 }
 
 impl<'m> TensorEngine<'m> {
-    pub(crate) fn new(model: &'m MultiTokenModel) -> Result<Self> {
+    pub(crate) fn new(model: Held<'m>) -> Result<Self> {
         let context = model.config().architecture.context as i64;
         Ok(Self {
             trunk: model.trunk().cache(1, context)?,
@@ -67,7 +84,7 @@ impl<'m> TensorEngine<'m> {
     /// What the unembedding reads for the last row of heads 1 to `heads`: `[heads, dim]`.
     fn drafts(&mut self, heads: usize) -> Result<Tensor> {
         if let Some(stacked) = &mut self.stacked {
-            let outputs = stacked.forward(&self.hidden, self.model)?;
+            let outputs = stacked.forward(&self.hidden, &self.model)?;
             return Ok(self.model.normed(&outputs.f_narrow(0, 0, heads as i64)?)?);
         }
         let mut rows = Vec::with_capacity(heads);
@@ -85,7 +102,7 @@ impl<'m> TensorEngine<'m> {
     /// caches of their own where they cannot be.
     fn prepare(&mut self, heads: usize) -> Result<()> {
         if self.stacked.as_ref().map_or(0, StackedHeads::len) != heads {
-            self.stacked = StackedHeads::new(self.model, heads)?;
+            self.stacked = StackedHeads::new(&self.model, heads)?;
         }
         if self.stacked.is_none() {
             let context = self.model.config().architecture.context as i64;
@@ -99,6 +116,23 @@ impl<'m> TensorEngine<'m> {
     /// The best tokens for rows `[rows, dim]` that the unembedding reads; their logits are kept.
     fn choose(&mut self, rows: &Tensor) -> Result<&[u32]> {
         self.logits = linear(rows, self.model.unembedding())?;
+        self.best()
+    }
+
+    /// As [`TensorEngine::choose`], from what drafts are chosen from.
+    fn choose_drafts(&mut self, rows: &Tensor) -> Result<&[u32]> {
+        let Some(vocabulary) = self.model.draft_vocabulary() else { return self.choose(rows) };
+        self.logits = linear(rows, vocabulary.unembedding())?;
+        self.best()?;
+        if let Some(vocabulary) = self.model.draft_vocabulary() {
+            for token in &mut self.best {
+                *token = vocabulary.tokens()[*token as usize];
+            }
+        }
+        Ok(&self.best)
+    }
+
+    fn best(&mut self) -> Result<&[u32]> {
         let best = self.logits.f_argmax(-1, false)?;
         self.best.clear();
         self.best.extend(Vec::<i64>::try_from(best)?.into_iter().map(|token| token as u32));
@@ -151,7 +185,7 @@ impl Engine for TensorEngine<'_> {
     fn draft(&mut self, heads: usize) -> Result<&[u32]> {
         no_grad(|| {
             let rows = self.drafts(heads)?;
-            self.choose(&rows)
+            self.choose_drafts(&rows)
         })
     }
 

@@ -65,6 +65,6 @@ pub enum Error {
     #[error(transparent)]
     Loss(#[from] foretoken_loss::Error),
     /// libtorch refused an operation.
-    #[error("libtorch: {0}")]
+    #[error("libtorch: {}", .0.to_string().lines().next().unwrap_or_default())]
     Torch(#[from] tch::TchError),
 }

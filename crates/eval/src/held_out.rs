@@ -131,7 +131,7 @@ fn drafts(model: &MultiTokenModel, windows: &[&[u32]]) -> Result<Vec<Vec<Vec<u32
     tch::no_grad(|| {
         let hidden = model.hidden(&inputs)?;
         for head in 0..heads {
-            let best = model.logits(head, &hidden)?.f_argmax(-1, false)?;
+            let best = model.best_tokens(head, &hidden)?;
             let best = best.f_to_device(Device::Cpu)?.f_view([-1])?;
             let best = Vec::<i64>::try_from(best)?;
             for (row, best) in drafts.iter_mut().zip(best.chunks(positions)) {

@@ -11,6 +11,7 @@ use foretoken_train::TrainConfig;
 
 use crate::ReproduceOptions;
 use crate::report::Corpus;
+use crate::say::progress;
 
 /// A prepared corpus.
 pub(crate) struct Prepared {
@@ -58,19 +59,35 @@ pub(crate) fn training_corpus(
     )
 }
 
+/// Prepares the corpus that `config` names for a tokenizer that came with a model, `model` being
+/// that model's name.
+pub(crate) fn corpus_for(
+    options: &ReproduceOptions,
+    config: &TrainConfig,
+    tokenizer: Tokenizer,
+    model: &str,
+) -> anyhow::Result<Prepared> {
+    let source = CorpusSource::named(&config.data.corpus, options.corpus.as_deref())?;
+    let name = config.data.corpus.as_str();
+    let folder = shards(options, &format!("{name}-{model}"));
+    prepared(source, tokenizer, folder, name, SplitFractions::default())
+}
+
 /// Prepares Python from another package, all of it to be tested on; `None` where it is not at
-/// hand.
+/// hand. `model` is the name of the model that the tokenizer came with, if it came with one.
 pub(crate) fn other_corpus(
     options: &ReproduceOptions,
     tokenizer: &Tokenizer,
+    model: &str,
 ) -> anyhow::Result<Option<Prepared>> {
     let Some(root) = other_root(options)? else {
         return Ok(None);
     };
+    let folder = if model.is_empty() { OTHER.to_owned() } else { format!("{OTHER}-{model}") };
     prepared(
         CorpusSource::PythonCode { root },
         tokenizer.clone(),
-        shards(options, OTHER),
+        shards(options, &folder),
         OTHER,
         SplitFractions::all_test(),
     )
@@ -79,6 +96,17 @@ pub(crate) fn other_corpus(
 
 /// The corpus that set-up puts beside `python-code`.
 const OTHER: &str = "python-other";
+
+/// A file or folder below the one that set-up fills: beside the corpus, or upwards from here.
+pub(crate) fn set_up_place(options: &ReproduceOptions, below: &str) -> Option<PathBuf> {
+    let corpus = python_code_root(options.corpus.as_deref()).ok();
+    let beside = corpus.and_then(|root| Some(root.parent()?.parent()?.join(below)));
+    let upwards = std::env::current_dir().ok().into_iter().flat_map(|start| {
+        let places = start.ancestors().map(|folder| folder.join(".libtorch").join(below));
+        places.collect::<Vec<_>>()
+    });
+    beside.into_iter().chain(upwards).find(|place| place.exists())
+}
 
 /// Where another package's Python is: as asked, beside the corpus, or where set-up unpacks it.
 fn other_root(options: &ReproduceOptions) -> anyhow::Result<Option<PathBuf>> {
@@ -121,7 +149,7 @@ fn prepared(
         },
         &|progress| {
             if matches!(progress, Progress::Waiting) {
-                eprintln!("  another process prepares {}; waiting", folder.display());
+                progress!("  another process prepares {}; waiting", folder.display());
             }
         },
     )

@@ -11,6 +11,9 @@
 //! - [`render`] draws page, text and picture from a report alone, so that a report that was written
 //!   elsewhere can be rendered again.
 //!
+//! Two experiments are built in: `speed` trains models from scratch, `pretrained` trains heads for
+//! a published model and decodes programming problems with them.
+//!
 //! Figures come from the run that wrote them, never from a constant, except for those of the paper.
 //!
 //! # Example
@@ -28,6 +31,7 @@
 //!
 //! [`reproduce_with`] then runs it.
 
+mod agreement;
 mod clock;
 mod corpus;
 mod curves;
@@ -36,11 +40,14 @@ mod machine;
 mod measure;
 mod options;
 mod paper;
+mod pretrained;
+mod problems;
 mod recipe;
 mod render;
 mod report;
 mod results;
 mod run;
+mod say;
 mod speed;
 mod stretches;
 mod timing;
@@ -52,6 +59,7 @@ pub use recipe::{DecodingPlan, HeldOutPlan, Recipe, ValidationPlan};
 pub use render::{Rendered, render};
 pub use report::{Corpus, DecodingRow, ModelRow, Report, Versions};
 pub use results::{
-    Difference, HeldOutRow, LossCurve, Machine, OutOfDomain, Sample, Settings, SpeedResults, Timing,
+    Agreement, Difference, HeldOutRow, LossCurve, Machine, OutOfDomain, Sample, Settings,
+    SpeedResults, Timing,
 };
 pub use run::{EXPERIMENTS, reproduce, reproduce_with};

@@ -12,8 +12,9 @@ use foretoken_eval::{
 use foretoken_heads::MultiTokenModel;
 use serde::{Deserialize, Serialize};
 
+use crate::agreement::agreement;
 use crate::recipe::Recipe;
-use crate::results::{Difference, Sample};
+use crate::results::{Agreement, Difference, Sample};
 use crate::stretches::stretches;
 use crate::timing::Times;
 
@@ -28,6 +29,8 @@ pub(crate) struct Measured {
     pub(crate) ways: Vec<WayMeasured>,
     pub(crate) differences: Vec<Difference>,
     pub(crate) sample: Option<Sample>,
+    /// The count over the whole test split.
+    pub(crate) agreement: Option<Agreement>,
 }
 
 /// Predictions on another corpus.
@@ -93,8 +96,8 @@ pub(crate) fn measure(
     stop: &AtomicBool,
 ) -> anyhow::Result<Measured> {
     let heads = model.config().heads.count;
-    let sequence = recipe.config(1)?.train.sequence;
-    let seed = recipe.config(1)?.train.seed;
+    let sequence = recipe.largest()?.train.sequence;
+    let seed = recipe.largest()?.train.seed;
     let losses = LossOptions {
         windows: recipe.validation.windows,
         sequence,
@@ -125,6 +128,12 @@ pub(crate) fn measure(
     } else {
         None
     };
+    let agreement = if heads > 1 && recipe.pretrained().is_none() {
+        let lengths = (recipe.decoding.prompt_tokens, recipe.decoding.new_tokens);
+        Some(agreement(name, model, texts.test, lengths, stop)?)
+    } else {
+        None
+    };
     Ok(Measured {
         parameters: model.parameter_count() as u64,
         vocab: model.config().architecture.vocab,
@@ -134,6 +143,7 @@ pub(crate) fn measure(
         ways,
         differences,
         sample,
+        agreement,
     })
 }
 
@@ -146,7 +156,7 @@ fn held_out_text(
 ) -> anyhow::Result<Vec<Vec<u32>>> {
     let plan = &recipe.held_out;
     let most = recipe.heads.iter().copied().max().unwrap_or(heads);
-    let seed = recipe.config(1)?.train.seed;
+    let seed = recipe.largest()?.train.seed;
     let mut texts = stretches(shard, plan.windows(), plan.window + most, seed)?;
     for text in &mut texts {
         text.truncate(plan.window + heads);

@@ -15,7 +15,8 @@ use crate::Preset;
 pub struct Recipe {
     /// Minutes that the whole run is meant to take on the hardware of its preset.
     pub minutes: f64,
-    /// Heads of each model, n. A baseline with one head comes first.
+    /// Heads of each model, n. A baseline with one head comes first, unless heads are put on a
+    /// pretrained model, which is its own baseline.
     pub heads: Vec<usize>,
     /// Decoding of the models' own text.
     pub decoding: DecodingPlan,
@@ -86,9 +87,13 @@ impl Recipe {
             ("speed", Preset::Quick) => include_str!("../configs/speed-quick.toml"),
             ("speed", Preset::Long) => include_str!("../configs/speed-long.toml"),
             ("speed", Preset::Full) => include_str!("../configs/speed-full.toml"),
+            ("pretrained", Preset::Smoke) => include_str!("../configs/pretrained-smoke.toml"),
+            ("pretrained", Preset::Quick) => include_str!("../configs/pretrained-quick.toml"),
+            ("pretrained", Preset::Long) => include_str!("../configs/pretrained-long.toml"),
+            ("pretrained", Preset::Full) => include_str!("../configs/pretrained-full.toml"),
             _ => bail!(
                 "no experiment is called \"{experiment}\": there is {}",
-                crate::EXPERIMENTS.join(", ")
+                crate::EXPERIMENTS.join(" and ")
             ),
         };
         Self::from_toml(text).with_context(|| format!("the recipe {experiment}-{preset}"))
@@ -132,9 +137,25 @@ impl Recipe {
             .with_context(|| format!("the config of the model with {heads} heads"))
     }
 
+    /// The training config of the model with the most heads; what models of a recipe share is in
+    /// it too.
+    ///
+    /// # Errors
+    ///
+    /// As [`Recipe::config`].
+    pub fn largest(&self) -> anyhow::Result<TrainConfig> {
+        self.config(self.heads.last().copied().unwrap_or(1))
+    }
+
+    /// The pretrained model that heads are put on, by name or path.
+    pub fn pretrained(&self) -> Option<&str> {
+        self.config.get("model")?.get("init_from")?.as_str()
+    }
+
     fn check(&self) -> anyhow::Result<()> {
+        ensure!(!self.heads.is_empty(), "heads names no model");
         ensure!(
-            self.heads.first() == Some(&1),
+            self.heads.first() == Some(&1) || self.pretrained().is_some(),
             "heads has to start with 1, the baseline that all speed-ups refer to"
         );
         ensure!(
@@ -154,7 +175,11 @@ impl Recipe {
         }
         for &heads in &self.heads {
             let config = self.config(heads)?;
-            let context = config.model.context;
+            // A pretrained model says itself what fits, when it is opened.
+            let context = match self.pretrained() {
+                None => config.model.context,
+                Some(_) => usize::MAX,
+            };
             let longest = self.decoding.new_tokens.max(self.decoding.sample_tokens);
             let needed = self.decoding.prompt_tokens + longest + heads;
             ensure!(
@@ -206,6 +231,16 @@ mod tests {
     }
 
     #[test]
+    fn heads_of_a_pretrained_model_are_trained_alone() {
+        for preset in Preset::ALL {
+            let recipe = Recipe::named("pretrained", preset).unwrap();
+            assert_eq!(recipe.pretrained(), Some("smollm2"), "{preset}");
+            let heads = recipe.largest().unwrap().heads;
+            assert_eq!(heads.train, foretoken_train::HeadTraining::Alone);
+        }
+    }
+
+    #[test]
     fn models_of_a_recipe_differ_in_their_heads_alone() {
         let recipe = Recipe::named("speed", Preset::Quick).unwrap();
         let mut eight = recipe.config(8).unwrap();
@@ -226,7 +261,7 @@ mod tests {
     #[test]
     fn an_unknown_experiment_is_named_beside_those_that_exist() {
         let error = Recipe::named("speeed", Preset::Quick).unwrap_err().to_string();
-        assert!(error.contains("speeed") && error.contains("there is speed"));
+        assert!(error.contains("speeed") && error.contains("there is speed and pretrained"));
     }
 
     #[test]

@@ -17,6 +17,9 @@ pub struct SpeedResults {
     pub timing: Vec<Timing>,
     /// Every prompt whose output differed from autoregressive decoding.
     pub differences: Vec<Difference>,
+    /// The count over the whole test split, for each model with drafting heads.
+    #[serde(default)]
+    pub agreement: Vec<Agreement>,
     /// Acceptance on held-out text of the same corpus.
     pub held_out: Vec<HeldOutRow>,
     /// The same on Python from another package, if it was at hand.
@@ -48,6 +51,9 @@ pub struct Settings {
     pub validation_sequence: usize,
     /// Number format of the weights in decoding.
     pub precision: String,
+    /// That of the drafting heads, which decide how many drafts are right and never what is said.
+    #[serde(default)]
+    pub draft_precision: String,
 }
 
 /// The machine of a run.
@@ -88,6 +94,26 @@ pub struct Difference {
     /// Where and how.
     #[serde(flatten)]
     pub comparison: Comparison,
+}
+
+/// Speculative decoding with all heads beside autoregressive decoding, over all of the test split:
+/// cut into prompts and, behind each, as many tokens as are generated there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Agreement {
+    /// The model's name.
+    pub model: String,
+    /// Heads used.
+    pub heads_used: usize,
+    /// Prompts.
+    pub prompts: usize,
+    /// New tokens of all of them.
+    pub new_tokens: usize,
+    /// Prompts whose output differs where one token was clearly better.
+    pub mismatches: usize,
+    /// Prompts whose output differs where the two best logits were as good as equal.
+    pub near_ties: usize,
+    /// Both, each with its place; prompts count from the split's start.
+    pub differences: Vec<Difference>,
 }
 
 /// Acceptance on held-out text.

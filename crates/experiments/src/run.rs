@@ -5,10 +5,11 @@ use anyhow::Context;
 use crate::measure::Stopped;
 use crate::render::{self, Rendered};
 use crate::report::Report;
-use crate::{Outcome, Recipe, ReproduceOptions, speed};
+use crate::say::{self, progress};
+use crate::{Outcome, Recipe, ReproduceOptions, pretrained, speed};
 
 /// The experiments that [`reproduce`] knows.
-pub const EXPERIMENTS: [&str; 1] = ["speed"];
+pub const EXPERIMENTS: [&str; 2] = ["speed", "pretrained"];
 
 /// Runs an experiment and writes its report, going on where an interrupted run was.
 ///
@@ -29,12 +30,17 @@ pub fn reproduce(options: &ReproduceOptions) -> anyhow::Result<Outcome> {
 ///
 /// As [`reproduce`].
 pub fn reproduce_with(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Result<Outcome> {
-    match speed::run(options, recipe) {
+    let run = match recipe.pretrained() {
+        None => speed::run,
+        Some(_) => pretrained::run,
+    };
+    match run(options, recipe) {
         Ok(report) => finish(options, &report),
         Err(error) if error.is::<Stopped>() => {
-            eprintln!(
+            progress!(
                 "{error}; go on with: foretoken reproduce {} --preset {} and the same options",
-                options.experiment, options.preset
+                options.experiment,
+                options.preset
             );
             Ok(Outcome::Interrupted)
         }
@@ -56,9 +62,9 @@ fn finish(options: &ReproduceOptions, report: &Report) -> anyhow::Result<Outcome
     if let Some(place) = &options.publish {
         publish(place, report, &rendered)?;
     }
-    println!("{}", rendered.summary);
+    say::result(&rendered.summary)?;
     for path in [&markdown, &json, &html] {
-        println!("{}", path.display());
+        say::result(&path.display().to_string())?;
     }
     Ok(Outcome::Finished { json, markdown, html })
 }

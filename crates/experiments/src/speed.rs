@@ -2,7 +2,7 @@
 //! terms, then decoded with k = 1 … n heads.
 
 use anyhow::Context;
-use foretoken_data::{Split, TokenShard, open_split};
+use foretoken_data::{Manifest, Split, TokenShard, open_split};
 use foretoken_eval::{HeldOut, Walk};
 use foretoken_heads::MultiTokenModel;
 use serde_json::to_value;
@@ -18,12 +18,13 @@ use crate::recipe::precision;
 use crate::render::text::duration;
 use crate::report::{DecodingRow, ModelRow, Report, Versions};
 use crate::results::{HeldOutRow, LossCurve, OutOfDomain, Settings, SpeedResults, Timing};
+use crate::say::progress;
 use crate::stretches::stretches;
 use crate::training::{Job, ModelFolder, Trained};
-use crate::{Recipe, ReproduceOptions};
+use crate::{DecodingPlan, Recipe, ReproduceOptions};
 
 /// Raised when what is measured changes, so that cached measurements are taken again.
-const MEASUREMENTS: &str = "3";
+const MEASUREMENTS: &str = "5";
 
 /// Runs the experiment and returns its report.
 pub(crate) fn run(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Result<Report> {
@@ -31,7 +32,7 @@ pub(crate) fn run(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Result
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make the folder {}", folder.display()))?;
     let mut clock = Clock::open(&folder)?;
-    eprintln!(
+    progress!(
         "{} at preset {}: {} models, about {} in all",
         options.experiment,
         options.preset,
@@ -39,9 +40,9 @@ pub(crate) fn run(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Result
         duration(recipe.minutes * 60.0)
     );
     clock.start("corpus", true)?;
-    eprintln!("preparing the corpus");
-    let corpus = training_corpus(options, &recipe.config(1)?)?;
-    let other = other_corpus(options, &corpus.tokenizer)?;
+    progress!("preparing the corpus");
+    let corpus = training_corpus(options, &recipe.largest()?)?;
+    let other = other_corpus(options, &corpus.tokenizer, "")?;
     clock.stop()?;
     let run = Run { options, recipe, corpus: &corpus, other: other.as_ref() };
     let jobs = run.jobs()?;
@@ -81,11 +82,11 @@ impl<'r> Run<'r> {
             let name = name(job.config.heads.count);
             let place = format!("[{}/{}]", index + 1, 2 * jobs.len());
             if let Some(trained) = job.finished() {
-                eprintln!("{place} {name} is trained already");
+                progress!("{place} {name} is trained already");
                 all.push(trained);
                 continue;
             }
-            eprintln!(
+            progress!(
                 "{place} training {name}: {} steps of {} tokens; {} of about {} are over",
                 job.config.train.steps,
                 job.config.tokens_per_step(),
@@ -108,13 +109,14 @@ impl<'r> Run<'r> {
             let path = job.folder.measured();
             let fingerprint = self.measurement(&jobs[0], job)?;
             if let Some(measured) = cached(&path, &fingerprint) {
-                eprintln!("{place} {name} is measured already");
+                progress!("{place} {name} is measured already");
                 all.push(measured);
                 continue;
             }
-            eprintln!(
+            progress!(
                 "{place} measuring {name}: {} prompts, {} held-out tokens",
-                self.recipe.decoding.prompts, self.recipe.held_out.tokens
+                self.recipe.decoding.prompts,
+                self.recipe.held_out.tokens
             );
             clock.start(&format!("measure {name}"), true)?;
             let measured = self.measure_one(&jobs[0], job, &texts.borrowed(self))?;
@@ -170,7 +172,9 @@ impl<'r> Run<'r> {
         let models = jobs.iter().zip(trained).zip(measured);
         let models: Vec<ModelRow> = models.map(|((job, t), m)| model_row(job, t, m)).collect();
         let decoding = jobs.iter().zip(measured);
-        let decoding = decoding.flat_map(|(job, measured)| self.decoding_rows(job, measured));
+        let decoding = decoding.flat_map(|(job, measured)| {
+            decoding_rows(&name(job.config.heads.count), &self.recipe.decoding, measured)
+        });
         Ok(Report {
             experiment: self.options.experiment.clone(),
             preset: self.options.preset.to_string(),
@@ -186,29 +190,6 @@ impl<'r> Run<'r> {
         })
     }
 
-    fn decoding_rows(&self, job: &Job, measured: &Measured) -> Vec<DecodingRow> {
-        let plan = &self.recipe.decoding;
-        let walks = measured.held_out.walks();
-        let rows = measured.ways.iter().zip(walks).map(|(way, walk)| DecodingRow {
-            model: name(job.config.heads.count),
-            heads_used: way.heads_used,
-            batch: 1,
-            prompts: plan.prompts,
-            new_tokens: plan.new_tokens,
-            tokens_per_forward: way.tokens_per_forward,
-            held_out_tokens_per_forward: walk.tokens_per_forward(),
-            distinct_8grams: way.distinct_8grams,
-            acceptance: way.acceptance.clone(),
-            tokens_per_second: way.tokens_per_second,
-            speedup: way.speedup,
-            speedup_over_baseline: way.speedup_over_baseline,
-            identical_outputs: way.mismatches == 0,
-            mismatches: way.mismatches,
-            near_ties: way.near_ties,
-        });
-        rows.collect()
-    }
-
     fn results(&self, jobs: &[Job], measured: &[Measured]) -> anyhow::Result<SpeedResults> {
         let named = || {
             let names = jobs.iter().map(|job| name(job.config.heads.count));
@@ -221,51 +202,19 @@ impl<'r> Run<'r> {
             })
         });
         Ok(SpeedResults {
-            settings: Settings {
-                prompt_tokens: self.recipe.decoding.prompt_tokens,
-                repeats: self.recipe.decoding.repeats,
-                held_out_window: self.recipe.held_out.window,
-                held_out_prompt: self.recipe.held_out.prompt,
-                held_out_tokens: self.held_out_tokens(),
-                validation_windows: self.recipe.validation.windows,
-                validation_sequence: jobs[0].config.train.sequence,
-                precision: self.recipe.decoding.precision.clone(),
-            },
+            settings: settings(self.recipe, jobs[0].config.train.sequence),
             machine: machine(self.options.device),
             timing: named().flat_map(|(name, m)| timing(&name, m)).collect(),
             differences: measured.iter().flat_map(|m| m.differences.clone()).collect(),
+            agreement: measured.iter().filter_map(|m| m.agreement.clone()).collect(),
             held_out: named().flat_map(|(name, m)| held_out_rows(&name, &m.held_out)).collect(),
-            out_of_domain: self.out_of_domain(named()),
+            out_of_domain: self
+                .other
+                .and_then(|other| out_of_domain(self.recipe, &other.manifest, named())),
             loss_curves: loss_curves.collect::<anyhow::Result<_>>()?,
             sample: best_sample(measured),
             notes: self.notes(),
         })
-    }
-
-    fn out_of_domain<'m>(
-        &self,
-        named: impl Iterator<Item = (String, &'m Measured)>,
-    ) -> Option<OutOfDomain> {
-        let other = &self.other?.manifest;
-        let (mut loss, mut rows) = (Vec::new(), Vec::new());
-        for (name, measured) in named {
-            let on_other = measured.other.as_ref()?;
-            rows.extend(held_out_rows(&name, &on_other.held_out));
-            loss.push((name, on_other.loss.clone()));
-        }
-        Some(OutOfDomain {
-            corpus: other.name.clone(),
-            sha256: other.sha256.clone(),
-            tokens: self.held_out_tokens(),
-            loss,
-            rows,
-        })
-    }
-
-    /// Held-out tokens walked, in whole windows.
-    fn held_out_tokens(&self) -> usize {
-        let plan = &self.recipe.held_out;
-        plan.windows() * plan.window.saturating_sub(plan.prompt)
     }
 
     fn notes(&self) -> Vec<String> {
@@ -301,7 +250,7 @@ impl OwnedTexts {
     fn open(run: &Run) -> anyhow::Result<Self> {
         let test = open_split(&run.corpus.folder, Split::Test)?;
         let plan = &run.recipe.decoding;
-        let seed = run.recipe.config(1)?.train.seed;
+        let seed = run.recipe.largest()?.train.seed;
         let other = run.other.map(|other| open_split(&other.folder, Split::Test));
         Ok(Self {
             validation: open_split(&run.corpus.folder, Split::Validation)?,
@@ -341,7 +290,81 @@ fn model_row(job: &Job, trained: &Trained, measured: &Measured) -> ModelRow {
     }
 }
 
-fn timing(name: &str, measured: &Measured) -> Vec<Timing> {
+/// One row for each number of heads used.
+pub(crate) fn decoding_rows(
+    name: &str,
+    plan: &DecodingPlan,
+    measured: &Measured,
+) -> Vec<DecodingRow> {
+    let walks = measured.held_out.walks();
+    let rows = measured.ways.iter().zip(walks).map(|(way, walk)| DecodingRow {
+        model: name.to_owned(),
+        heads_used: way.heads_used,
+        batch: 1,
+        prompts: plan.prompts,
+        new_tokens: plan.new_tokens,
+        tokens_per_forward: way.tokens_per_forward,
+        held_out_tokens_per_forward: walk.tokens_per_forward(),
+        distinct_8grams: way.distinct_8grams,
+        acceptance: way.acceptance.clone(),
+        tokens_per_second: way.tokens_per_second,
+        speedup: way.speedup,
+        speedup_over_baseline: way.speedup_over_baseline,
+        identical_outputs: way.mismatches == 0,
+        mismatches: way.mismatches,
+        near_ties: way.near_ties,
+    });
+    rows.collect()
+}
+
+/// How a recipe measures.
+pub(crate) fn settings(recipe: &Recipe, sequence: usize) -> Settings {
+    Settings {
+        prompt_tokens: recipe.decoding.prompt_tokens,
+        repeats: recipe.decoding.repeats,
+        held_out_window: recipe.held_out.window,
+        held_out_prompt: recipe.held_out.prompt,
+        held_out_tokens: held_out_tokens(recipe),
+        validation_windows: recipe.validation.windows,
+        validation_sequence: sequence,
+        precision: recipe.decoding.precision.clone(),
+        // On the CPU's own engine, which computes in float32, drafts read half as many bytes.
+        draft_precision: match recipe.decoding.precision.as_str() {
+            "float32" => "bfloat16".to_owned(),
+            other => other.to_owned(),
+        },
+    }
+}
+
+/// Held-out tokens walked, in whole windows.
+fn held_out_tokens(recipe: &Recipe) -> usize {
+    let plan = &recipe.held_out;
+    plan.windows() * plan.window.saturating_sub(plan.prompt)
+}
+
+/// The held-out figures of models on another package's code, if they were taken.
+pub(crate) fn out_of_domain<'m>(
+    recipe: &Recipe,
+    other: &Manifest,
+    named: impl Iterator<Item = (String, &'m Measured)>,
+) -> Option<OutOfDomain> {
+    let (mut loss, mut rows) = (Vec::new(), Vec::new());
+    for (name, measured) in named {
+        let on_other = measured.other.as_ref()?;
+        rows.extend(held_out_rows(&name, &on_other.held_out));
+        loss.push((name, on_other.loss.clone()));
+    }
+    Some(OutOfDomain {
+        corpus: other.name.clone(),
+        sha256: other.sha256.clone(),
+        tokens: held_out_tokens(recipe),
+        loss,
+        rows,
+    })
+}
+
+/// Wall-clock figures of each number of heads used.
+pub(crate) fn timing(name: &str, measured: &Measured) -> Vec<Timing> {
     let rows = measured.ways.iter().map(|way| Timing {
         model: name.to_owned(),
         heads_used: way.heads_used,
@@ -352,7 +375,8 @@ fn timing(name: &str, measured: &Measured) -> Vec<Timing> {
     rows.collect()
 }
 
-fn held_out_rows(name: &str, held_out: &HeldOut) -> Vec<HeldOutRow> {
+/// Acceptance for each number of heads used.
+pub(crate) fn held_out_rows(name: &str, held_out: &HeldOut) -> Vec<HeldOutRow> {
     let rows = held_out.walks().iter().zip(1..).map(|(walk, heads_used)| HeldOutRow {
         model: name.to_owned(),
         heads_used,

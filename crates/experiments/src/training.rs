@@ -18,6 +18,7 @@ use crate::curves::last_step;
 use crate::files::{cache, cached, file_hash, fingerprint, write_atomically};
 use crate::machine::device_name;
 use crate::measure::Stopped;
+use crate::say::progress;
 use crate::{ReproduceOptions, Training};
 
 /// What a training came to.
@@ -109,7 +110,7 @@ impl Job<'_> {
     pub(crate) fn run(&self, clock: &mut Clock, stage: &str) -> anyhow::Result<Trained> {
         let begun: Option<Begun> = cached(&self.folder.begun(), &self.fingerprint());
         if begun.is_none() && self.folder.0.exists() {
-            eprintln!("  the recipe or the corpus has changed: starting over");
+            progress!("  the recipe or the corpus has changed: starting over");
             std::fs::remove_dir_all(&self.folder.0)
                 .with_context(|| format!("cannot remove {}", self.folder.0.display()))?;
         }
@@ -238,7 +239,12 @@ fn watch(
         if let Some(status) = child.try_wait().context("cannot wait for the training")? {
             return Ok(status);
         }
-        tick(child)?;
+        if let Err(error) = tick(child) {
+            // A training that nobody watches must not go on by itself.
+            interrupt(child)?;
+            child.wait().context("cannot wait for the training")?;
+            return Err(error);
+        }
         if stop.load(Ordering::Relaxed) && !told {
             told = true;
             interrupt(child)?;

@@ -3,7 +3,7 @@
 use crate::{Head, HeadContext, Result, Tap};
 use foretoken_kernels::KvCache;
 use foretoken_trunk::{Architecture, Block, Initialiser, Parameter};
-use tch::Tensor;
+use tch::{Tensor, no_grad};
 
 /// One Llama block over the trunk output ("parallel" heads in the paper's table S4).
 #[derive(Debug)]
@@ -50,6 +50,17 @@ impl Head for BlockHead {
         let (shape, weight) = (self.block.attention, &self.block.qkv_proj);
         let (kind, device) = (weight.kind(), weight.device());
         Ok(Some(KvCache::new(batch, shape.kv_heads, capacity, shape.head_dim, kind, device)?))
+    }
+
+    /// The stock layer's weights.
+    fn adopt(&self, stock: &Block) -> Result<()> {
+        no_grad(|| {
+            let theirs = stock.parameters("");
+            for (ours, theirs) in self.block.parameters("").into_iter().zip(&theirs) {
+                ours.tensor.shallow_clone().f_copy_(&theirs.tensor)?;
+            }
+            Ok(())
+        })
     }
 
     fn as_block(&self) -> Option<&Block> {

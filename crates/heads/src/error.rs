@@ -6,6 +6,9 @@ pub enum Error {
     /// The trunk, its configuration or a file of weights.
     #[error(transparent)]
     Trunk(#[from] foretoken_trunk::Error),
+    /// A tokenizer could not be read or made.
+    #[error(transparent)]
+    Data(#[from] foretoken_data::Error),
     /// A kernel refused its input.
     #[error(transparent)]
     Kernel(#[from] foretoken_kernels::Error),
@@ -34,6 +37,31 @@ pub enum Error {
         needed: usize,
         /// Layers in all.
         layers: usize,
+    },
+    /// Tokens that no draft vocabulary can be made of.
+    #[error(
+        "a draft vocabulary of {tokens} tokens for a model of {vocab}: name at least one, each once \
+         and below {vocab}"
+    )]
+    DraftVocabulary {
+        /// Tokens named.
+        tokens: usize,
+        /// Tokens of the model.
+        vocab: usize,
+    },
+    /// A model that another format has no way to say.
+    #[error("this model cannot be written as {format}: {problem}")]
+    Export {
+        /// The format.
+        format: &'static str,
+        /// What there is no way to say.
+        problem: String,
+    },
+    /// A place for a new folder that is taken.
+    #[error("{}: there is something already; name a new or an empty folder", path.display())]
+    Occupied {
+        /// The place.
+        path: std::path::PathBuf,
     },
     /// A head's number that the model does not have.
     #[error("head {index} was asked for, but the model has heads 0 to {}", count - 1)]

@@ -1,16 +1,20 @@
 //! A model as a folder.
 
-use crate::{ModelConfig, MultiTokenModel, Registry, Result};
-use foretoken_trunk::io::{WeightReader, write_atomically, write_safetensors};
+use crate::heads_file::{HeadsFile, named};
+use crate::{BlockHead, HeadsConfig, ModelConfig, MultiTokenModel, Registry, Result};
+use foretoken_trunk::gguf::{GgufFile, GgufWeights};
+use foretoken_trunk::io::{SafetensorsFiles, WeightReader, write_atomically, write_safetensors};
 use foretoken_trunk::{Error as TrunkError, Initialiser, Parameter};
 use serde_json::{Map, Value, json};
 use std::path::Path;
-use tch::{Device, Kind, Tensor};
+use std::sync::Arc;
+use tch::{Device, Kind};
 
-const CONFIG: &str = "config.json";
-const STOCK: &str = "model.safetensors";
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const STOCK: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const HEADS: &str = "heads.safetensors";
+const UNEMBEDDING: &str = "lm_head.weight";
 
 impl MultiTokenModel {
     /// Writes `config.json`, `model.safetensors` with its index, and `heads.safetensors` where
@@ -29,7 +33,7 @@ impl MultiTokenModel {
         let index = json!({"metadata": {"total_size": bytes}, "weight_map": map});
         write_json(&folder.join(INDEX), &index)?;
         if self.heads.len() > 1 {
-            write_safetensors(&folder.join(HEADS), &named(&self.head_parameters())?)?;
+            self.save_heads(&folder.join(HEADS))?;
         }
         write_json(&folder.join(CONFIG), &self.config.to_json(self.trunk.blocks.len()))
     }
@@ -54,23 +58,79 @@ impl MultiTokenModel {
     ) -> Result<Self> {
         let config = read_config(folder)?;
         let path = folder.join(CONFIG);
-        let heads = &config.heads;
-        registry
-            .trunk_layers(&heads.kind, heads.count, config.architecture.layers)
+        let HeadsConfig { kind: head_kind, count } = &config.heads;
+        let trunk_layers = registry
+            .trunk_layers(head_kind, *count, config.architecture.layers)
             .map_err(|error| TrunkError::format(&path, error.to_string()))?;
-        let stock = folder.join(STOCK);
-        let mut reader = WeightReader::open(&[&stock])?;
-        reader.check_size(estimated_bytes(&config))?;
-        let model = Self::build(&config, registry, &Initialiser::unset(kind, device))?;
-        fill(&mut reader, &model.stock_parameters())?;
-        reader.finish()?;
-        if model.heads.len() > 1 {
-            let mut reader = WeightReader::open(&[&folder.join(HEADS)])?;
-            fill(&mut reader, &model.head_parameters())?;
-            reader.finish()?;
+        let mut stock = open_stock(folder)?;
+        stock.check_size(config.architecture.numbers(trunk_layers + 1))?;
+        let extra = match count {
+            1 => None,
+            _ => Some(HeadsFile::open(&folder.join(HEADS))?),
+        };
+        let mut model = Self::build(&config, registry, &Initialiser::unset(kind, device))?;
+        fill(&mut stock, &model.stock_parameters())?;
+        if config.architecture.tied && stock.has(UNEMBEDDING) {
+            model.check_tied(&mut stock, &folder.join(STOCK))?;
+        }
+        stock.finish()?;
+        if let Some(extra) = extra {
+            // In fewer bits than they are stored in, the numbers are others.
+            if matches!(kind, Kind::Float | Kind::Double) {
+                extra.check_trunk(&model)?;
+            }
+            extra.fill(&mut model)?;
         }
         Ok(model)
     }
+
+    /// Opens the next-token model in a GGUF file, dequantised.
+    ///
+    /// # Errors
+    /// When the file is damaged, of a family that is not supported, or holds other tensors than
+    /// its model has.
+    pub fn from_gguf(file: &Arc<GgufFile>, kind: Kind, device: Device) -> Result<Self> {
+        let architecture = file.architecture()?;
+        let end_of_text = file.unsigned("tokenizer.ggml.eos_token_id")?;
+        let config = ModelConfig {
+            end_of_text: end_of_text.and_then(|id| u32::try_from(id).ok()),
+            heads: HeadsConfig { kind: BlockHead::KIND.to_owned(), count: 1 },
+            architecture,
+        };
+        let sizes = &config.architecture;
+        let mut reader = WeightReader::new(Box::new(GgufWeights::new(Arc::clone(file), sizes)?));
+        reader.check_size(sizes.numbers(sizes.layers))?;
+        let model = Self::build(&config, &Registry::stock(), &Initialiser::unset(kind, device))?;
+        fill(&mut reader, &model.stock_parameters())?;
+        reader.finish()?;
+        Ok(model)
+    }
+
+    /// An unembedding that is stored although it is said to be the embedding has to be it.
+    fn check_tied(&self, reader: &mut WeightReader, path: &Path) -> Result<()> {
+        let mut stored = self.unembedding.detach().f_zeros_like()?;
+        reader.fill_view(UNEMBEDDING, &mut stored)?;
+        if stored.f_equal(&self.unembedding)? {
+            return Ok(());
+        }
+        let problem =
+            "differs from the embedding, though config.json has tie_word_embeddings = true";
+        let (path, name) = (path.to_owned(), UNEMBEDDING.to_owned());
+        Err(TrunkError::Tensor { path, name, problem: problem.to_owned() }.into())
+    }
+}
+
+/// The stock weights of a folder: one file, or the shards that its index names.
+fn open_stock(folder: &Path) -> Result<WeightReader> {
+    let (one, index) = (folder.join(STOCK), folder.join(INDEX));
+    let files = match !one.exists() && index.exists() {
+        true => SafetensorsFiles::open_index(&index)?,
+        false => SafetensorsFiles::open(&[&one])?,
+    };
+    let mut reader = WeightReader::new(Box::new(files));
+    // Old checkpoints store the rotary frequencies, which follow from the config.
+    reader.pass_over(|name| name.ends_with(".rotary_emb.inv_freq"));
+    Ok(reader)
 }
 
 /// Reads the `config.json` of a model folder.
@@ -82,13 +142,6 @@ fn read_config(folder: &Path) -> Result<ModelConfig> {
     ModelConfig::from_json(&config, &path)
 }
 
-/// Elements of the two largest stock tensors: a file far smaller than that cannot hold the model,
-/// and no memory is taken for it.
-fn estimated_bytes(config: &ModelConfig) -> usize {
-    let sizes = &config.architecture;
-    2usize.saturating_mul(sizes.vocab).saturating_mul(sizes.dim)
-}
-
 fn fill(reader: &mut WeightReader, parameters: &[Parameter]) -> Result<()> {
     for parameter in parameters {
         reader.fill(parameter)?;
@@ -96,15 +149,7 @@ fn fill(reader: &mut WeightReader, parameters: &[Parameter]) -> Result<()> {
     Ok(())
 }
 
-fn named(parameters: &[Parameter]) -> Result<Vec<(String, Tensor)>> {
-    let mut all = Vec::new();
-    for parameter in parameters {
-        all.extend(parameter.named()?);
-    }
-    Ok(all)
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value)
         .map_err(|error| TrunkError::format(path, error.to_string()))?;
     text.push(b'\n');

@@ -15,6 +15,17 @@ pub enum Tap {
     FinalHidden,
 }
 
+/// A head of one matrix: y = W x + b, or y = x + silu(W x + b).
+#[derive(Clone, Copy, Debug)]
+pub struct Dense<'h> {
+    /// W, `[dim, dim]`.
+    pub weight: &'h Tensor,
+    /// b, `[dim]`, or 0.
+    pub bias: Option<&'h Tensor>,
+    /// Whether x + silu(…) is around it.
+    pub residual: bool,
+}
+
 /// What the model lends its heads.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadContext<'a> {
@@ -60,6 +71,22 @@ pub trait Head: std::fmt::Debug + Send {
     fn cache(&self, batch: i64, capacity: i64) -> Result<Option<KvCache>> {
         let _ = (batch, capacity);
         Ok(None)
+    }
+
+    /// Gives a head that is grown on a pretrained model first weights better than random ones, by
+    /// which it starts out predicting much as the model's own last layer, `stock`, does.
+    ///
+    /// # Errors
+    /// When the weights have other shapes.
+    fn adopt(&self, stock: &Block) -> Result<()> {
+        let _ = stock;
+        Ok(())
+    }
+
+    /// The matrix that this head consists of, if it is exactly one over the final hidden state:
+    /// what fused decoding looks for.
+    fn as_dense(&self) -> Option<Dense<'_>> {
+        None
     }
 
     /// The block that this head consists of, if it is exactly one: what fused decoding looks for.

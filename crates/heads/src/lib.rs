@@ -5,9 +5,15 @@
 //! unembedding. Head 0 is the last layer of a stock Llama, so that trunk + head 0 is one.
 //!
 //! - [`Head`] is what a researcher implements: one file, one line in the [`Registry`]. [`BlockHead`]
-//!   is the paper's head, one transformer layer.
+//!   is the paper's head, one transformer layer; [`MedusaHead`] and [`LinearHead`] read the final
+//!   hidden state of a model that is pretrained.
 //! - [`ModelConfig`] names sizes and heads; [`MultiTokenModel`] is built from it, or loaded from
 //!   a model folder, and saved to one that other tools open as a plain Llama.
+//! - [`MultiTokenModel::grow`] puts new heads on a pretrained next-token model; a
+//!   [`DraftVocabulary`] makes them draft frequent tokens only, for a fraction of the cost.
+//! - [`ModelSource`]: a published model, a folder or a GGUF file, with its tokenizer.
+//! - [`MultiTokenModel::export_gguf`] and [`MultiTokenModel::export_medusa`] write what llama.cpp
+//!   and vLLM read.
 //!
 //! ```
 //! use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
@@ -25,15 +31,31 @@
 
 mod block_head;
 mod config;
+mod draft_vocabulary;
 mod error;
+mod export_gguf;
+mod export_medusa;
 mod files;
+mod grow;
 mod head;
+mod heads_file;
+mod linear_head;
+mod medusa_head;
+mod meta;
 mod model;
+mod new_folder;
 mod registry;
+mod source;
 
 pub use block_head::BlockHead;
 pub use config::{HeadsConfig, ModelConfig};
+pub use draft_vocabulary::DraftVocabulary;
 pub use error::{Error, Result};
-pub use head::{Head, HeadContext, Tap};
-pub use model::MultiTokenModel;
+pub use export_gguf::GgufNumbers;
+pub use head::{Dense, Head, HeadContext, Tap};
+pub use linear_head::LinearHead;
+pub use medusa_head::MedusaHead;
+pub use model::{ModelParts, MultiTokenModel};
+pub use new_folder::NewFolder;
 pub use registry::{BuildHead, Registry};
+pub use source::ModelSource;

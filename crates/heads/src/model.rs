@@ -1,6 +1,8 @@
 //! Trunk, heads, final norm and unembedding as one model.
 
-use crate::{BlockHead, Error, Head, HeadContext, ModelConfig, Registry, Result, Tap};
+use crate::{
+    BlockHead, DraftVocabulary, Error, Head, HeadContext, ModelConfig, Registry, Result, Tap,
+};
 use foretoken_kernels::{linear, rms_norm};
 use foretoken_trunk::{Initialiser, Parameter, Role, Trunk};
 use tch::{Device, Kind, Tensor};
@@ -13,6 +15,24 @@ pub struct MultiTokenModel {
     pub(crate) heads: Vec<Box<dyn Head>>,
     pub(crate) final_norm: Tensor,
     pub(crate) unembedding: Tensor,
+    pub(crate) draft_vocabulary: Option<DraftVocabulary>,
+}
+
+/// A model taken apart, for those who turn its weights into another form piece by piece.
+#[derive(Debug)]
+pub struct ModelParts {
+    /// Sizes and heads.
+    pub config: ModelConfig,
+    /// Embedding and shared blocks.
+    pub trunk: Trunk,
+    /// The heads.
+    pub heads: Vec<Box<dyn Head>>,
+    /// `[dim]`.
+    pub final_norm: Tensor,
+    /// `[vocab, dim]`; where it is the embedding, the same tensor.
+    pub unembedding: Tensor,
+    /// What drafts are chosen from, where that is not the whole vocabulary.
+    pub draft_vocabulary: Option<DraftVocabulary>,
 }
 
 impl MultiTokenModel {
@@ -53,13 +73,25 @@ impl MultiTokenModel {
             built.push(registry.build(&heads.kind, sizes, init)?);
         }
         let (vocab, dim) = (sizes.vocab as i64, sizes.dim as i64);
+        let final_norm = init.norm(dim)?;
+        let unembedding = match sizes.tied {
+            true => trunk.embed_tokens.shallow_clone(),
+            false => init.embedding(vocab, dim)?,
+        };
         Ok(Self {
             config: config.clone(),
             trunk,
             heads: built,
-            final_norm: init.norm(dim)?,
-            unembedding: init.embedding(vocab, dim)?,
+            final_norm,
+            unembedding,
+            draft_vocabulary: None,
         })
+    }
+
+    /// Takes the model apart.
+    pub fn into_parts(self) -> ModelParts {
+        let Self { config, trunk, heads, final_norm, unembedding, draft_vocabulary } = self;
+        ModelParts { config, trunk, heads, final_norm, unembedding, draft_vocabulary }
     }
 
     /// Sizes and heads.
@@ -129,6 +161,22 @@ impl MultiTokenModel {
         Ok(linear(&self.head_hidden(head, hidden)?, &self.unembedding)?)
     }
 
+    /// The tokens that head `head` thinks most likely, from the trunk output: `[batch, seq]`, int64.
+    /// Drafting heads choose among the draft vocabulary, if there is one.
+    ///
+    /// # Errors
+    /// As [`MultiTokenModel::logits`].
+    pub fn best_tokens(&self, head: usize, hidden: &Tensor) -> Result<Tensor> {
+        match &self.draft_vocabulary {
+            Some(vocabulary) if head > 0 => {
+                let hidden = self.head_hidden(head, hidden)?;
+                let best = linear(&hidden, vocabulary.unembedding())?.f_argmax(-1, false)?;
+                vocabulary.named(&best)
+            }
+            _ => Ok(self.logits(head, hidden)?.f_argmax(-1, false)?),
+        }
+    }
+
     /// The shared final norm.
     ///
     /// # Errors
@@ -154,18 +202,20 @@ impl MultiTokenModel {
         all
     }
 
-    /// Trunk, head 0, final norm and unembedding: a stock Llama.
+    /// Trunk, head 0, final norm and unembedding, where it is not the embedding: a stock Llama.
     pub(crate) fn stock_parameters(&self) -> Vec<Parameter> {
         let mut all = self.trunk.parameters();
         let last = self.trunk.blocks.len();
         all.extend(self.heads[0].parameters(&format!("model.layers.{last}.")));
         all.push(Parameter::whole(&self.final_norm, Role::Vector, "model.norm.weight"));
-        all.push(Parameter::whole(&self.unembedding, Role::Unembedding, "lm_head.weight"));
+        if !self.config.architecture.tied {
+            all.push(Parameter::whole(&self.unembedding, Role::Unembedding, "lm_head.weight"));
+        }
         all
     }
 
-    /// The heads beyond the first.
-    pub(crate) fn head_parameters(&self) -> Vec<Parameter> {
+    /// The weights of the heads beyond the first.
+    pub fn head_parameters(&self) -> Vec<Parameter> {
         let extra = self.heads.iter().enumerate().skip(1);
         extra.flat_map(|(i, head)| head.parameters(&format!("heads.{i}."))).collect()
     }

@@ -1,6 +1,6 @@
 //! Head types by name.
 
-use crate::{BlockHead, Error, Head, Result};
+use crate::{BlockHead, Error, Head, LinearHead, MedusaHead, Result};
 use foretoken_trunk::{Architecture, Initialiser};
 use std::collections::BTreeMap;
 
@@ -31,6 +31,8 @@ impl Registry {
     pub fn stock() -> Self {
         Self { entries: BTreeMap::new() }
             .with(BlockHead::KIND, 1, |sizes, init| Ok(Box::new(BlockHead::new(sizes, init)?)))
+            .with(MedusaHead::KIND, 0, |sizes, init| Ok(Box::new(MedusaHead::new(sizes, init)?)))
+            .with(LinearHead::KIND, 0, |sizes, init| Ok(Box::new(LinearHead::new(sizes, init)?)))
     }
 
     /// Adds a type from outside. `layers`: how many stock layers one such head stands for; each
@@ -53,6 +55,16 @@ impl Registry {
         init: &Initialiser,
     ) -> Result<Box<dyn Head>> {
         (self.entry(kind)?.build)(sizes, init)
+    }
+
+    /// Layers in all of a model that has `trunk` layers below its heads: the inverse of
+    /// [`Registry::trunk_layers`].
+    ///
+    /// # Errors
+    /// When the type is unknown.
+    pub fn all_layers(&self, kind: &str, count: usize, trunk: usize) -> Result<usize> {
+        let each = self.entry(kind)?.layers;
+        Ok(count.saturating_sub(1).saturating_mul(each).saturating_add(1).saturating_add(trunk))
     }
 
     /// Trunk layers left of `layers` when `count` heads are taken: head 0 is one layer, each other

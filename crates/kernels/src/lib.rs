@@ -6,7 +6,9 @@
 //!
 //! - [`rms_norm`], [`swiglu`], [`causal_attention`] with [`Rotary`]: the parts of a Llama block.
 //! - [`KvCache`] and [`cached_attention`]: the same attention, position by position.
-//! - [`linear_cross_entropy`]: hidden states to loss and both gradients, in chunks.
+//! - [`linear_cross_entropy`]: hidden states to loss and both gradients, in chunks;
+//!   [`linear_distillation`]: the same with another model's distribution as the target.
+//! - [`BlockFormat`]: the quantised number formats of GGUF files.
 //! - [`custom_gradient`]: how a value computed in Rust enters libtorch's graph; write your own
 //!   fused operation with it.
 //! - [`cpu`]: a Llama block for a few rows in pure Rust, whose results for a row do not depend on
@@ -35,6 +37,7 @@ mod error;
 mod linear;
 mod native;
 mod norm;
+mod quantised;
 mod rotary;
 mod swiglu;
 
@@ -42,10 +45,13 @@ pub use attention::{
     AttentionShape, cached_attention, causal_attention, causal_attention_reference,
 };
 pub use cache::KvCache;
-pub use cross_entropy::{IGNORED, linear_cross_entropy, linear_cross_entropy_reference};
+pub use cross_entropy::{
+    IGNORED, linear_cross_entropy, linear_cross_entropy_reference, linear_distillation,
+};
 pub use error::{Error, Result};
-pub use linear::{linear, linear_add};
+pub use linear::{linear, linear_add, linear_bias};
 pub use native::{backward_from, custom_gradient};
 pub use norm::{rms_norm, rms_norm_reference};
-pub use rotary::Rotary;
+pub use quantised::BlockFormat;
+pub use rotary::{Rotary, rotary_frequencies};
 pub use swiglu::{swiglu, swiglu_reference};

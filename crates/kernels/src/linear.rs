@@ -11,6 +11,14 @@ pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     Ok(x.f_linear::<&Tensor>(weight, None)?)
 }
 
+/// x · weightᵀ + bias: `[…, in]`, `[out, in]`, `[out]` → `[…, out]`.
+///
+/// # Errors
+/// When the dimensions differ.
+pub fn linear_bias(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    Ok(x.f_linear(weight, Some(bias))?)
+}
+
 /// residual + x · weightᵀ in one product: `[…, in]`, `[out, in]`, `[…, out]` → `[…, out]`.
 ///
 /// # Errors

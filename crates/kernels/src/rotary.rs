@@ -4,9 +4,20 @@
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
+/// The angle between two positions for each pair of a head's coordinates: ωᵢ = theta^(−2i /
+/// `head_dim`).
+///
+/// ```
+/// assert_eq!(foretoken_kernels::rotary_frequencies(4, 100.0), [1.0, 0.1]);
+/// ```
+pub fn rotary_frequencies(head_dim: usize, theta: f64) -> Vec<f64> {
+    (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect()
+}
+
 /// Cosines and sines of all positions up to a limit.
 ///
-/// The angle of pair i at position p is p · theta^(−2i / `head_dim`). Tables are computed in float64.
+/// The angle of pair i at position p is p · ωᵢ ([`rotary_frequencies`]). Tables are computed in
+/// float64.
 #[derive(Debug)]
 pub struct Rotary {
     /// `[positions, head_dim / 2]`
@@ -34,10 +45,27 @@ impl Rotary {
                 found: head_dim.to_string(),
             });
         }
-        let double = (Kind::Double, Device::Cpu);
-        let pairs = Tensor::f_arange(head_dim / 2, double)?;
-        let frequencies = (pairs * (-2.0 * theta.ln() / head_dim as f64)).exp();
-        let angles = Tensor::f_arange(positions, double)?.f_outer(&frequencies)?;
+        Self::with_frequencies(
+            &rotary_frequencies(head_dim as usize, theta),
+            positions,
+            kind,
+            device,
+        )
+    }
+
+    /// Tables for pairs with these angles between two positions, such as scaled ones.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn with_frequencies(
+        frequencies: &[f64],
+        positions: i64,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
+        let frequencies = Tensor::f_from_slice(frequencies)?;
+        let angles =
+            Tensor::f_arange(positions, (Kind::Double, Device::Cpu))?.f_outer(&frequencies)?;
         let table = |t: Tensor| t.f_to_kind(kind)?.f_to_device(device);
         Ok(Self { cos: table(angles.cos())?, sin: table(angles.sin())? })
     }

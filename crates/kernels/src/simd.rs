@@ -74,6 +74,34 @@ pub(crate) fn exp(x: f32) -> f32 {
     p * scale
 }
 
+/// Replaces a row by exp(x − peak); returns their sum and the peak.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+fn exp_row(row: &mut [f32]) -> (f32, f32) {
+    let mut peaks = [f32::NEG_INFINITY; LANES];
+    let (body, tail) = row.as_chunks::<LANES>();
+    for x in body {
+        for lane in 0..LANES {
+            peaks[lane] = if x[lane] > peaks[lane] { x[lane] } else { peaks[lane] };
+        }
+    }
+    let peak = peaks.iter().chain(tail).copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sums = [0f32; LANES];
+    let (body, tail) = row.as_chunks_mut::<LANES>();
+    for x in body {
+        for lane in 0..LANES {
+            x[lane] = exp(x[lane] - peak);
+            sums[lane] += x[lane];
+        }
+    }
+    let mut total: f32 = sums.iter().sum();
+    for x in tail {
+        *x = exp(*x - peak);
+        total += *x;
+    }
+    (total, peak)
+}
+
 vectorised! {
     /// One row of [`crate::rms_norm`]: writes `y` and returns 1 / rms.
     fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) -> f32 {
@@ -133,34 +161,32 @@ vectorised! {
     /// Replaces a row of logits by `scale · (softmax − one-hot(target))` and returns
     /// log Σ exp(logits) − logits[target].
     fn cross_entropy_row(logits: &mut [f32], target: usize, scale: f32) -> f32 {
-        let mut peaks = [f32::NEG_INFINITY; LANES];
-        let (body, tail) = logits.as_chunks::<LANES>();
-        for x in body {
-            for lane in 0..LANES {
-                peaks[lane] = if x[lane] > peaks[lane] { x[lane] } else { peaks[lane] };
-            }
-        }
-        let peak = peaks.iter().chain(tail).copied().fold(f32::NEG_INFINITY, f32::max);
         let at_target = logits[target];
-        let mut sums = [0f32; LANES];
-        let (body, tail) = logits.as_chunks_mut::<LANES>();
-        for x in body {
-            for lane in 0..LANES {
-                x[lane] = exp(x[lane] - peak);
-                sums[lane] += x[lane];
-            }
-        }
-        let mut total: f32 = sums.iter().sum();
-        for x in tail {
-            *x = exp(*x - peak);
-            total += *x;
-        }
+        let (total, peak) = exp_row(logits);
         let factor = scale / total;
         for x in logits.iter_mut() {
             *x *= factor;
         }
         logits[target] -= scale;
         total.ln() + peak - at_target
+    }
+
+    /// Replaces a row of logits by `scale · (softmax(logits) − softmax(teacher))` and returns the
+    /// cross-entropy −Σ softmax(teacher) · log softmax(logits). The teacher's logits are spent.
+    fn distillation_row(logits: &mut [f32], teacher: &mut [f32], scale: f32) -> f32 {
+        let (teacher_total, _) = exp_row(teacher);
+        let normal = 1.0 / teacher_total;
+        for x in teacher.iter_mut() {
+            *x *= normal;
+        }
+        // Before the logits are overwritten: what the teacher expects of them.
+        let expected = dot_lanes(teacher, logits);
+        let (total, peak) = exp_row(logits);
+        let normal = 1.0 / total;
+        for (x, p) in logits.iter_mut().zip(teacher.iter()) {
+            *x = (*x * normal - p) * scale;
+        }
+        total.ln() + peak - expected
     }
 
     /// `sum += x`.

@@ -3,8 +3,8 @@
 
 use foretoken_kernels::{
     AttentionShape, IGNORED, KvCache, Rotary, cached_attention, causal_attention,
-    causal_attention_reference, linear_cross_entropy, linear_cross_entropy_reference, rms_norm,
-    rms_norm_reference, swiglu, swiglu_reference,
+    causal_attention_reference, linear_cross_entropy, linear_cross_entropy_reference,
+    linear_distillation, rms_norm, rms_norm_reference, swiglu, swiglu_reference,
 };
 use ndarray::{Array1, Array2, Array3, Axis, s};
 use proptest::prelude::*;
@@ -214,6 +214,55 @@ fn cross_entropy_in_chunks_equals_all_logits_at_once() {
     let chunked = linear_cross_entropy(&hidden, &weight, &targets).unwrap();
     let whole = linear_cross_entropy_reference(&hidden, &weight, &targets).unwrap();
     assert!(largest_difference(&chunked, &whole) < 1e-10);
+}
+
+#[test]
+fn linear_distillation_is_its_formula_and_its_gradient() {
+    tch::manual_seed(8);
+    let (hidden, weight) = (Tensor::randn([6, 5], DOUBLE), Tensor::randn([9, 5], DOUBLE));
+    let teacher = Tensor::randn([6, 5], DOUBLE);
+    let loss = linear_distillation(&hidden, &weight, &teacher).unwrap().double_value(&[]);
+    let softmax = |hidden: &Tensor| {
+        let powers = matrix(hidden).dot(&matrix(&weight).t()).mapv(f64::exp);
+        let sums = powers.sum_axis(Axis(1)).insert_axis(Axis(1));
+        powers / sums
+    };
+    let expected = -(softmax(&teacher) * softmax(&hidden).mapv(f64::ln)).sum() / 6.0;
+    assert!((loss - expected).abs() < 1e-12, "{loss} against {expected}");
+    // The teacher's logits follow from the weight as well, and are held fast: finite differences
+    // of the weight have to move the student's alone.
+    check_gradients(&[hidden.shallow_clone()], |t| {
+        linear_distillation(&t[0], &weight, &teacher).unwrap()
+    });
+    let leaf = weight.copy().set_requires_grad(true);
+    linear_distillation(&hidden, &leaf, &teacher).unwrap().backward();
+    let by_logits = (softmax(&hidden) - softmax(&teacher)) / 6.0;
+    let difference = matrix(&leaf.grad()) - by_logits.t().dot(&matrix(&hidden));
+    assert!(difference.iter().all(|x| x.abs() < 1e-12));
+}
+
+#[test]
+fn distillation_in_chunks_equals_all_logits_at_once() {
+    tch::manual_seed(9);
+    let [hidden, teacher] = [(); 2].map(|()| Tensor::randn([300, 8], DOUBLE));
+    let weight = Tensor::randn([32_768, 8], DOUBLE);
+    let all_at_once = |hidden: &Tensor| {
+        let weight = weight.to_kind(hidden.kind()).transpose(0, 1);
+        let expected = teacher.to_kind(hidden.kind()).matmul(&weight).softmax(-1, hidden.kind());
+        let student = hidden.matmul(&weight).log_softmax(-1, hidden.kind());
+        -(expected * student).sum(hidden.kind()) / 300.0
+    };
+    check_fused(
+        &[hidden.shallow_clone()],
+        2e-5,
+        |t| {
+            let kind = t[0].kind();
+            linear_distillation(&t[0], &weight.to_kind(kind), &teacher.to_kind(kind)).unwrap()
+        },
+        |t| all_at_once(&t[0]),
+    );
+    let chunked = linear_distillation(&hidden, &weight, &teacher).unwrap();
+    assert!(largest_difference(&chunked, &all_at_once(&hidden)) < 1e-10);
 }
 
 #[test]

@@ -20,6 +20,9 @@ pub enum Error {
         /// Heads of the model.
         heads: usize,
     },
+    /// Heads are to be trained where there are none.
+    #[error("the model has no head beyond the first: there is nothing to train on a frozen trunk")]
+    NoHeads,
     /// A batch without a single position that has all its targets.
     #[error("a batch of {columns} columns is too short: {heads} heads need at least {}", heads + 1)]
     Columns {

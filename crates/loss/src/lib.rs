@@ -6,6 +6,9 @@
 //! trunk's backward at the end with what the heads' gradients add up to. One head's logits exist
 //! at a time: memory is that of a next-token model.
 //!
+//! [`FrozenTrunkLoss`] trains new heads on a pretrained model that stays as it is, towards the text
+//! or towards the model's own distributions.
+//!
 //! ```
 //! use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
 //! use foretoken_loss::MultiTokenLoss;
@@ -25,7 +28,9 @@
 //! ```
 
 mod error;
+mod frozen_trunk;
 mod multi_token;
 
 pub use error::{Error, Result};
+pub use frozen_trunk::{FrozenStates, FrozenTrunkLoss, HeadTargets};
 pub use multi_token::{HeadLosses, MultiTokenLoss};

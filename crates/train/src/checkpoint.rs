@@ -4,10 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use foretoken_data::Tokenizer;
-use foretoken_heads::{MultiTokenModel, Registry};
+use foretoken_heads::MultiTokenModel;
 use foretoken_trunk::io::{read_safetensors, write_atomically, write_safetensors};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use crate::config::TrainConfig;
 use crate::folder::{is_partial, remove, replace_folder};
@@ -16,6 +16,8 @@ use crate::{Error, Optimizer, recipe};
 const TRAINING: &str = "training.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
+/// The heads beyond the first, in a checkpoint of heads that are trained alone.
+pub(crate) const HEADS: &str = "heads.safetensors";
 
 /// Version of `training.json`.
 const VERSION: u32 = 1;
@@ -42,6 +44,9 @@ pub(crate) struct TrainingState {
     pub(crate) seconds: f64,
     /// SHA-256 of the corpus.
     pub(crate) corpus_sha256: String,
+    /// SHA-256 of the pretrained model that heads are trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) trunk_sha256: Option<String>,
     /// The recipe.
     pub(crate) config: TrainConfig,
 }
@@ -57,6 +62,7 @@ impl TrainingState {
             tokens: 0,
             seconds: 0.0,
             corpus_sha256: corpus_sha256.to_owned(),
+            trunk_sha256: None,
             config: config.clone(),
         }
     }
@@ -85,15 +91,22 @@ impl TrainingState {
             let (old, new) = (&self.corpus_sha256, &now.corpus_sha256);
             return Err(changed("data", &format!("{text}{old}"), &format!("{text}{new}")));
         }
+        if self.trunk_sha256 != now.trunk_sha256 {
+            let text = |sha256: &Option<String>| {
+                format!("a model with SHA-256 {}", sha256.as_deref().unwrap_or("unknown"))
+            };
+            let (old, new) = (text(&self.trunk_sha256), text(&now.trunk_sha256));
+            return Err(changed("model.init_from", &old, &new));
+        }
         Ok(())
     }
 }
 
-/// What a checkpoint gives back.
+/// What a checkpoint gives back: beside the model, `M`, what a resume needs.
 #[derive(Debug)]
-pub(crate) struct Loaded {
+pub(crate) struct Loaded<M> {
     pub(crate) state: TrainingState,
-    pub(crate) model: MultiTokenModel,
+    pub(crate) model: M,
     pub(crate) optimizer: Vec<(String, Tensor)>,
 }
 
@@ -124,18 +137,18 @@ impl Checkpoints {
     }
 
     /// Writes a checkpoint whole or not at all, then removes the oldest beyond [`KEPT`].
+    /// `write_model` puts the model's part into the folder.
     pub(crate) fn save(
         &self,
         state: &TrainingState,
-        model: &MultiTokenModel,
         optimizer: &Optimizer,
-        tokenizer: &Tokenizer,
+        write_model: impl Fn(&Path) -> Result<(), Error>,
     ) -> Result<PathBuf, Error> {
         let path = self.path(state.step);
         fs::create_dir_all(&self.folder)
             .map_err(|source| Error::Write { path: self.folder.clone(), source })?;
         replace_folder(&path, |folder| {
-            save_model(model, tokenizer, folder)?;
+            write_model(folder)?;
             write_safetensors(&folder.join(OPTIMIZER), &optimizer.state()?)?;
             let json = serde_json::to_vec_pretty(state).map_err(|error| Error::Write {
                 path: folder.join(TRAINING),
@@ -153,18 +166,16 @@ impl Checkpoints {
     }
 
     /// The newest checkpoint that is whole; `None` where there is none at all. Damaged ones are
-    /// named in the log and passed over.
-    pub(crate) fn load(
+    /// named in the log and passed over. `read_model` reads the model's part of a folder.
+    pub(crate) fn load<M>(
         &self,
         now: &TrainingState,
-        registry: &Registry,
-        kind: Kind,
-        device: Device,
-    ) -> Result<Option<Loaded>, Error> {
+        mut read_model: impl FnMut(&Path) -> Result<M, Error>,
+    ) -> Result<Option<Loaded<M>>, Error> {
         let mut first_problem = None;
         for step in self.steps()? {
             let path = self.path(step);
-            match load(&path, registry, kind, device) {
+            match load(&path, &mut read_model) {
                 Ok(loaded) => {
                     loaded.state.check_same(now, &path)?;
                     return Ok(Some(loaded));
@@ -206,7 +217,10 @@ pub(crate) fn save_model(
     Ok(tokenizer.save(&folder.join(TOKENIZER))?)
 }
 
-fn load(path: &Path, registry: &Registry, kind: Kind, device: Device) -> Result<Loaded, Error> {
+fn load<M>(
+    path: &Path,
+    read_model: &mut impl FnMut(&Path) -> Result<M, Error>,
+) -> Result<Loaded<M>, Error> {
     let file = path.join(TRAINING);
     let text = fs::read(&file).map_err(|source| Error::Read { path: file.clone(), source })?;
     let damaged = |message: String| Error::Checkpoint { path: file.clone(), message };
@@ -217,7 +231,7 @@ fn load(path: &Path, registry: &Registry, kind: Kind, device: Device) -> Result<
     }
     Ok(Loaded {
         state,
-        model: MultiTokenModel::load_with_registry(path, registry, kind, device)?,
+        model: read_model(path)?,
         optimizer: read_safetensors(&path.join(OPTIMIZER))?,
     })
 }

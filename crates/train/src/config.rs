@@ -57,18 +57,27 @@ pub struct TrainConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
+    /// A pretrained model to start from, a model folder or a GGUF file, in place of all sizes. Its
+    /// tokenizer is the recipe's then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<PathBuf>,
     /// Blocks in all, as the next-token baseline counts them: n heads take n of them from the trunk.
+    #[serde(default)]
     pub layers: usize,
     /// Query heads of each attention.
+    #[serde(default)]
     pub attention_heads: usize,
     /// Key and value heads; as many as query heads when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_heads: Option<usize>,
     /// Width of the residual stream.
+    #[serde(default)]
     pub dim: usize,
     /// Inner width of the feed-forward layer.
+    #[serde(default)]
     pub ffn: usize,
     /// The most positions that the model is made for.
+    #[serde(default)]
     pub context: usize,
     /// Width of one attention head; `dim / attention_heads` when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -103,12 +112,51 @@ pub struct HeadsSection {
     /// n, the heads: 1 is a plain next-token model.
     #[serde(default = "default_head_count")]
     pub count: usize,
+    /// Whether the heads learn together with the trunk, or alone on a pretrained one.
+    #[serde(default)]
+    pub train: HeadTraining,
+    /// What heads that are trained alone learn to predict.
+    #[serde(default)]
+    pub targets: TargetKind,
+    /// Heads that are trained alone choose their drafts among so many tokens, the most frequent of
+    /// the training text; 0 for the whole vocabulary.
+    #[serde(default)]
+    pub draft_vocabulary: usize,
 }
 
 impl Default for HeadsSection {
     fn default() -> Self {
-        Self { kind: default_head_type(), count: default_head_count() }
+        Self {
+            kind: default_head_type(),
+            count: default_head_count(),
+            train: HeadTraining::default(),
+            targets: TargetKind::default(),
+            draft_vocabulary: 0,
+        }
     }
+}
+
+/// What learns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeadTraining {
+    /// Trunk and heads (the default).
+    #[default]
+    Together,
+    /// The heads beyond the first, on a pretrained model that stays as it is.
+    Alone,
+}
+
+/// What heads that are trained alone learn to predict.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TargetKind {
+    /// The whole distribution that the pretrained model expects there (the default): what decoding
+    /// chooses from.
+    #[default]
+    Model,
+    /// The text's own tokens.
+    Text,
 }
 
 /// `[data]`: the text.
@@ -124,11 +172,15 @@ pub struct DataSection {
     /// `bytes`, or the path of a `tokenizer.json`.
     #[serde(default = "default_tokenizer")]
     pub tokenizer: String,
+    /// Goes round in so many batches instead of the whole text; 0 for the whole text. What a model
+    /// that stays as it is makes of them is then computed once and kept on disk.
+    #[serde(default)]
+    pub batches: u64,
 }
 
 impl Default for DataSection {
     fn default() -> Self {
-        Self { corpus: default_corpus(), path: None, tokenizer: default_tokenizer() }
+        Self { corpus: default_corpus(), path: None, tokenizer: default_tokenizer(), batches: 0 }
     }
 }
 
@@ -307,10 +359,16 @@ impl TrainConfig {
                 context: model.context,
                 rope_theta: model.rope_theta,
                 norm_eps: model.norm_eps,
+                ..Architecture::default()
             },
-            heads: HeadsConfig { kind: self.heads.kind.clone(), count: self.heads.count },
+            heads: self.heads_config(),
             end_of_text: None,
         }
+    }
+
+    /// Type and number of the heads.
+    pub fn heads_config(&self) -> HeadsConfig {
+        HeadsConfig { kind: self.heads.kind.clone(), count: self.heads.count }
     }
 
     /// Tokens that one step learns from: those that head 0 predicts.

@@ -24,6 +24,7 @@ impl Corpus {
     /// Prepares what `config` names in `shards`, or uses what is there already.
     pub(crate) fn prepare(
         config: &TrainConfig,
+        tokenizer: Tokenizer,
         shards: &Path,
         root: Option<&Path>,
     ) -> Result<Self, Error> {
@@ -31,7 +32,6 @@ impl Corpus {
             Some(path) => (CorpusSource::Path(path.clone()), "text"),
             None => (CorpusSource::named(&config.data.corpus, root)?, config.data.corpus.as_str()),
         };
-        let tokenizer = Tokenizer::named(&config.data.tokenizer)?;
         let options = PrepareOptions {
             source,
             tokenizer: tokenizer.clone(),

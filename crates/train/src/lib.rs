@@ -8,6 +8,9 @@
 //! one's own does with the same parts: a batch, `MultiTokenLoss::backward` and
 //! [`Optimizer::step`] with the rate that [`schedule_factor`] gives.
 //!
+//! With `model.init_from` a run starts from a pretrained model instead; `heads.train = "alone"`
+//! trains heads on it and leaves it as it is.
+//!
 //! The [`Optimizer`] knows parameters and their roles, not the model: Muon moves the matrices,
 //! `AdamW` the rest (or everything).
 //!
@@ -58,11 +61,13 @@ mod progress;
 mod recipe;
 mod run;
 mod schedule;
+mod start;
+mod states;
 mod trainer;
 
 pub use config::{
-    DataSection, HeadsSection, ModelSection, MuonPrecision, OptimizerKind, OptimizerSection,
-    Precision, ScheduleKind, TrainConfig, TrainSection,
+    DataSection, HeadTraining, HeadsSection, ModelSection, MuonPrecision, OptimizerKind,
+    OptimizerSection, Precision, ScheduleKind, TargetKind, TrainConfig, TrainSection,
 };
 pub use error::Error;
 pub use memory::peak_memory_bytes;

@@ -1,8 +1,9 @@
 //! From TOML text to a checked [`TrainConfig`]: `--set`, unknown keys, impossible combinations.
 
+use foretoken_heads::Registry;
 use toml::{Table, Value};
 
-use crate::config::{Precision, TrainConfig};
+use crate::config::{DataSection, HeadTraining, HeadsSection, Precision, TrainConfig};
 use crate::{Error, schedule};
 
 /// Every section with its keys; what a mistyped key is compared with.
@@ -10,6 +11,7 @@ const KEYS: &[(&str, &[&str])] = &[
     (
         "model",
         &[
+            "init_from",
             "layers",
             "attention_heads",
             "kv_heads",
@@ -21,8 +23,8 @@ const KEYS: &[(&str, &[&str])] = &[
             "norm_eps",
         ],
     ),
-    ("heads", &["type", "count"]),
-    ("data", &["corpus", "path", "tokenizer"]),
+    ("heads", &["type", "count", "train", "targets", "draft_vocabulary"]),
+    ("data", &["corpus", "path", "tokenizer", "batches"]),
     (
         "optimizer",
         &[
@@ -191,20 +193,25 @@ fn edit_distance(a: &str, b: &str) -> usize {
 
 /// Refuses combinations that can't be trained, naming the key.
 pub(crate) fn check(config: &TrainConfig) -> Result<(), Error> {
-    check_model(config)?;
+    match config.model.init_from {
+        None => check_model(config)?,
+        Some(_) => check_sizes_are_left_out(config)?,
+    }
+    check_heads_alone(config)?;
     let train = &config.train;
     positive("train.steps", train.steps)?;
     check_optimizer(config)?;
     positive("train.batch", train.batch as u64)?;
     positive("train.sequence", train.sequence as u64)?;
-    require(train.sequence <= config.model.context, "train.sequence", || {
+    let context = config.model.context;
+    require(train.sequence <= context || context == 0, "train.sequence", || {
         format!("{} tokens are more than model.context = {}", train.sequence, config.model.context)
     })?;
     require(i64::try_from(train.seed).is_ok(), "train.seed", || {
         "seeds go from 0 to 2^63 - 1".to_owned()
     })?;
     require(train.precision != Precision::Bfloat16, "train.precision", || {
-        "bfloat16 is not built yet for device cpu; use float32".to_owned()
+        "training in bfloat16 is not built yet; use float32".to_owned()
     })
 }
 
@@ -221,13 +228,7 @@ fn check_model(config: &TrainConfig) -> Result<(), Error> {
     ] {
         positive(key, value as u64)?;
     }
-    require(config.heads.count < model.layers, "heads.count", || {
-        format!(
-            "{} heads take as many of the model.layers = {} blocks and leave the trunk none; \
-             use fewer heads or more layers",
-            config.heads.count, model.layers
-        )
-    })?;
+    check_heads(config)?;
     require(
         model.head_dim.is_some() || model.dim.is_multiple_of(model.attention_heads),
         "model.dim",
@@ -250,6 +251,64 @@ fn check_model(config: &TrainConfig) -> Result<(), Error> {
     })?;
     within("model.rope_theta", model.rope_theta, f64::MIN_POSITIVE, f64::MAX)?;
     within("model.norm_eps", model.norm_eps, 0.0, 1.0)
+}
+
+/// A pretrained model brings its sizes and its tokenizer.
+fn check_sizes_are_left_out(config: &TrainConfig) -> Result<(), Error> {
+    let model = &config.model;
+    for (key, value) in [
+        ("model.layers", model.layers),
+        ("model.attention_heads", model.attention_heads),
+        ("model.kv_heads", model.kv_heads.unwrap_or(0)),
+        ("model.head_dim", model.head_dim.unwrap_or(0)),
+        ("model.dim", model.dim),
+        ("model.ffn", model.ffn),
+        ("model.context", model.context),
+    ] {
+        require(value == 0, key, || {
+            "comes with the model in model.init_from: leave one of the two out".to_owned()
+        })?;
+    }
+    require(config.data.tokenizer == DataSection::default().tokenizer, "data.tokenizer", || {
+        "comes with the model in model.init_from: leave it out".to_owned()
+    })?;
+    positive("heads.count", config.heads.count as u64)
+}
+
+fn check_heads_alone(config: &TrainConfig) -> Result<(), Error> {
+    let (heads, defaults) = (&config.heads, HeadsSection::default());
+    if heads.train == HeadTraining::Alone {
+        require(config.model.init_from.is_some(), "heads.train", || {
+            "heads can be trained alone on a pretrained model only: name one in model.init_from"
+                .to_owned()
+        })?;
+        return require(heads.count > 1, "heads.count", || {
+            "head 1 is the pretrained model's own: train alone takes at least 2".to_owned()
+        });
+    }
+    for (key, set) in [
+        ("heads.targets", heads.targets != defaults.targets),
+        ("heads.draft_vocabulary", heads.draft_vocabulary != defaults.draft_vocabulary),
+    ] {
+        require(!set, key, || "is for heads.train = \"alone\"".to_owned())?;
+    }
+    Ok(())
+}
+
+/// A type that is not of this workspace says itself, when its heads are built, what it needs.
+fn check_heads(config: &TrainConfig) -> Result<(), Error> {
+    let (kind, count, layers) = (&config.heads.kind, config.heads.count, config.model.layers);
+    let layers = Registry::stock().trunk_layers(kind, count, layers);
+    let Err(foretoken_heads::Error::TooManyHeads { needed, layers, .. }) = layers else {
+        return Ok(());
+    };
+    Err(Error::Value {
+        key: "heads.count".to_owned(),
+        message: format!(
+            "{count} heads of type \"{kind}\" stand for {needed} of the model.layers = {layers} \
+             blocks and leave the trunk none; use fewer heads or more layers"
+        ),
+    })
 }
 
 fn check_optimizer(config: &TrainConfig) -> Result<(), Error> {
@@ -384,6 +443,26 @@ mod tests {
     }
 
     #[test]
+    fn a_pretrained_model_brings_sizes_and_tokenizer() {
+        const GROWN: &str = "[model]\ninit_from = \"m.gguf\"\n[heads]\ncount = 4\n\
+            train = \"alone\"\n[train]\nsteps = 40\nbatch = 4\nsequence = 64\n";
+        assert_eq!(parse(GROWN, "r.toml", &[]).unwrap().heads.count, 4);
+        for (set, key) in [
+            ("model.layers=4", "model.layers"),
+            ("model.context=64", "model.context"),
+            ("data.tokenizer=t.json", "data.tokenizer"),
+            ("heads.count=1", "heads.count"),
+        ] {
+            let message = error(GROWN, &[set]);
+            assert!(message.starts_with(&format!("`{key}`")), "{set}: {message}");
+        }
+        for set in ["heads.train=alone", "heads.targets=text", "heads.draft_vocabulary=100"] {
+            let message = error(SMALL, &[set]);
+            assert!(message.starts_with("`heads."), "{set}: {message}");
+        }
+    }
+
+    #[test]
     fn wrong_types_missing_keys_and_broken_syntax_take_one_line_with_the_place() {
         assert!(error(SMALL, &["train.steps=many"]).contains("steps"));
         assert!(error(SMALL, &["optimizer.type=sgd"]).contains("muon"));
@@ -404,6 +483,7 @@ mod tests {
     #[test]
     fn the_list_of_known_keys_is_the_configs_own() {
         let mut config = parse(SMALL, "r.toml", &[]).unwrap();
+        config.model.init_from = Some("m.gguf".into());
         config.model.kv_heads = Some(2);
         config.model.head_dim = Some(32);
         config.data.path = Some("x".into());

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use foretoken_heads::Registry;
+use foretoken_heads::{MultiTokenModel, Registry};
 use tch::Device;
 
-use crate::checkpoint::{Checkpoints, TrainingState, save_model};
-use crate::config::TrainConfig;
+use crate::checkpoint::{Checkpoints, HEADS, Loaded, TrainingState, save_model};
+use crate::config::{HeadTraining, TrainConfig};
 use crate::corpus::Corpus;
 use crate::folder::{recover, replace_folder};
 use crate::metrics::MetricsFile;
 use crate::progress::Progress;
+use crate::start::Start;
 use crate::trainer::{Trainer, kind};
 use crate::{Error, peak_memory_bytes, recipe};
 
@@ -109,22 +110,78 @@ pub fn train(
     }
     fs::create_dir_all(out).map_err(|source| Error::Write { path: out.to_owned(), source })?;
     let shards = options.shards_dir.clone().unwrap_or_else(|| out.join("shards"));
-    let corpus = Corpus::prepare(config, &shards, options.corpus_root.as_deref())?;
-
+    let start = Start::new(config)?;
+    let root = options.corpus_root.as_deref();
+    let corpus = Corpus::prepare(config, start.tokenizer.clone(), &shards, root)?;
     let fresh = TrainingState::new(config, &corpus.manifest.sha256);
-    let loaded = match options.resume {
-        true => checkpoints.load(&fresh, &options.registry, kind(config), options.device)?,
-        false => None,
-    };
-    let trainer = match loaded {
-        Some(loaded) => {
-            let path = checkpoints.path(loaded.state.step);
-            Trainer::resume(config, &corpus, loaded, &path)?
-        }
-        None => Trainer::new(config, &corpus, fresh, options)?,
+    let setup = Setup { config, options, out, start: &start, corpus: &corpus };
+    let trainer = match config.heads.train {
+        HeadTraining::Together => setup.together(&checkpoints, fresh)?,
+        HeadTraining::Alone => setup.alone(&checkpoints, fresh)?,
     };
     let run = Run { config, options, corpus, checkpoints, trainer, model_dir };
     run.finish(&out.join("metrics.jsonl"))
+}
+
+/// What a trainer is made of.
+struct Setup<'a> {
+    config: &'a TrainConfig,
+    options: &'a TrainOptions,
+    out: &'a Path,
+    start: &'a Start,
+    corpus: &'a Corpus,
+}
+
+impl Setup<'_> {
+    /// The model before the first step.
+    fn model(&self) -> Result<MultiTokenModel, Error> {
+        let (registry, device) = (&self.options.registry, self.options.device);
+        self.start.model(self.config, &self.corpus.train, registry, kind(self.config), device)
+    }
+
+    fn together(&self, checkpoints: &Checkpoints, fresh: TrainingState) -> Result<Trainer, Error> {
+        let (config, registry) = (self.config, &self.options.registry);
+        let loaded = match self.options.resume {
+            true => checkpoints.load(&fresh, |path| {
+                let (kind, device) = (kind(config), self.options.device);
+                Ok(MultiTokenModel::load_with_registry(path, registry, kind, device)?)
+            })?,
+            false => None,
+        };
+        let Some(loaded) = loaded else {
+            return Trainer::new(config, self.corpus, self.model()?, fresh, None, self.out);
+        };
+        let Loaded { mut state, model, optimizer } = loaded;
+        let heads = config.heads_config();
+        let sizes = config.model_config(self.start.tokenizer.vocab_size()).architecture;
+        let grown = config.model.init_from.is_some();
+        if model.config().heads != heads || !(grown || model.config().architecture == sizes) {
+            return Err(Error::Checkpoint {
+                path: checkpoints.path(state.step),
+                message: "its config.json is not that of its recipe".to_owned(),
+            });
+        }
+        state.config = config.clone();
+        Trainer::new(config, self.corpus, model, state, Some(&optimizer), self.out)
+    }
+
+    fn alone(&self, checkpoints: &Checkpoints, mut fresh: TrainingState) -> Result<Trainer, Error> {
+        let config = self.config;
+        let mut model = self.model()?;
+        fresh.trunk_sha256 = Some(model.stock_sha256()?);
+        let loaded = match self.options.resume {
+            true => checkpoints.load(&fresh, |path| Ok(model.load_heads(&path.join(HEADS))?))?,
+            false => None,
+        };
+        let (state, optimizer) = match loaded {
+            Some(Loaded { mut state, optimizer, .. }) => {
+                state.config = config.clone();
+                (state, Some(optimizer))
+            }
+            None => (fresh, None),
+        };
+        Trainer::new(config, self.corpus, model, state, optimizer.as_deref(), self.out)
+    }
 }
 
 struct Run<'a> {
@@ -147,6 +204,7 @@ impl Run<'_> {
             if let Some(shard) = &self.corpus.validation {
                 validation_loss = trainer.validation_loss(shard)?;
             }
+            trainer.clear()?;
         }
         let state = &self.trainer.state;
         Ok(TrainOutcome {
@@ -156,7 +214,7 @@ impl Run<'_> {
             steps: state.step,
             tokens_seen: state.tokens,
             seconds: state.seconds,
-            parameters: self.trainer.model.parameter_count(),
+            parameters: self.trainer.parameter_count(),
             validation_loss,
             peak_memory_bytes: peak_memory_bytes(),
         })
@@ -194,8 +252,10 @@ impl Run<'_> {
     }
 
     fn save(&self) -> Result<u64, Error> {
-        let Trainer { model, optimizer, state, .. } = &self.trainer;
-        self.checkpoints.save(state, model, optimizer, &self.corpus.tokenizer)?;
-        Ok(state.step)
+        let (trainer, tokenizer) = (&self.trainer, &self.corpus.tokenizer);
+        self.checkpoints.save(&trainer.state, &trainer.optimizer, |folder| {
+            trainer.save_progress(tokenizer, folder)
+        })?;
+        Ok(trainer.state.step)
     }
 }

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use foretoken_data::{BatchSampler, TokenShard, Tokenizer};
-use foretoken_heads::{ModelConfig, MultiTokenModel};
-use foretoken_loss::MultiTokenLoss;
+use foretoken_heads::MultiTokenModel;
+use foretoken_loss::{FrozenTrunkLoss, HeadTargets, MultiTokenLoss};
 use tch::{Kind, Tensor};
 
-use crate::checkpoint::{Loaded, TrainingState};
-use crate::config::{Precision, TrainConfig};
+use crate::checkpoint::{HEADS, TrainingState, save_model};
+use crate::config::{HeadTraining, Precision, TargetKind, TrainConfig};
 use crate::corpus::{Corpus, sampler};
-use crate::{Error, Optimizer, StepMetrics, TrainOptions, schedule_factor};
+use crate::states::StateCache;
+use crate::{Error, Optimizer, StepMetrics, schedule_factor};
 
 /// Steps without a finite gradient, in a row, after which training is given up.
 const MAX_SKIPPED: u32 = 20;
@@ -26,65 +27,49 @@ pub(crate) struct Trainer {
     pub(crate) model: MultiTokenModel,
     pub(crate) optimizer: Optimizer,
     pub(crate) state: TrainingState,
-    loss: MultiTokenLoss,
+    objective: Objective,
     batches: BatchSampler,
 }
 
+/// What is learned, and by which part of the model.
+enum Objective {
+    /// All heads and the trunk.
+    Together(MultiTokenLoss),
+    /// The heads beyond the first.
+    Alone(FrozenTrunkLoss, StateCache),
+}
+
 impl Trainer {
-    /// With seeded first weights.
+    /// Takes over a model with its first weights, or those of a checkpoint whose `state` it is and
+    /// whose optimiser's is `saved`.
     pub(crate) fn new(
-        config: &TrainConfig,
-        corpus: &Corpus,
-        state: TrainingState,
-        options: &TrainOptions,
-    ) -> Result<Self, Error> {
-        let seed = config.train.seed as i64;
-        let model_config = model_config(config, &corpus.tokenizer);
-        let model = MultiTokenModel::with_registry(
-            &model_config,
-            &options.registry,
-            kind(config),
-            options.device,
-            seed,
-        )?;
-        Self::with_model(config, corpus, model, state)
-    }
-
-    /// From what a checkpoint at `path` holds.
-    pub(crate) fn resume(
-        config: &TrainConfig,
-        corpus: &Corpus,
-        loaded: Loaded,
-        path: &Path,
-    ) -> Result<Self, Error> {
-        let Loaded { mut state, model, optimizer } = loaded;
-        if model.config() != &model_config(config, &corpus.tokenizer) {
-            return Err(Error::Checkpoint {
-                path: path.to_owned(),
-                message: "its config.json is not that of its recipe".to_owned(),
-            });
-        }
-        state.config = config.clone();
-        let updates = state.updates;
-        let mut trainer = Self::with_model(config, corpus, model, state)?;
-        trainer.optimizer.restore(&optimizer, updates)?;
-        Ok(trainer)
-    }
-
-    fn with_model(
         config: &TrainConfig,
         corpus: &Corpus,
         model: MultiTokenModel,
         state: TrainingState,
+        saved: Option<&[(String, Tensor)]>,
+        out: &Path,
     ) -> Result<Self, Error> {
-        Ok(Self {
-            optimizer: Optimizer::new(model.parameters(), &config.optimizer)?,
-            loss: MultiTokenLoss::new(config.heads.count),
-            batches: corpus.batches(config)?,
-            config: config.clone(),
-            model,
-            state,
-        })
+        let (parameters, objective) = match config.heads.train {
+            HeadTraining::Together => {
+                (model.parameters(), Objective::Together(MultiTokenLoss::new(config.heads.count)))
+            }
+            HeadTraining::Alone => {
+                let targets = match config.heads.targets {
+                    TargetKind::Model => HeadTargets::Model,
+                    TargetKind::Text => HeadTargets::Text,
+                };
+                let rounds = config.data.batches > 0 && config.train.steps > config.data.batches;
+                let cache = StateCache::new(rounds.then(|| out.join("states")))?;
+                (model.head_parameters(), Objective::Alone(FrozenTrunkLoss::new(targets), cache))
+            }
+        };
+        let mut optimizer = Optimizer::new(parameters, &config.optimizer)?;
+        if let Some(saved) = saved {
+            optimizer.restore(saved, state.updates)?;
+        }
+        let batches = corpus.batches(config)?;
+        Ok(Self { config: config.clone(), model, optimizer, state, objective, batches })
     }
 
     /// Whether all steps are done.
@@ -96,8 +81,15 @@ impl Trainer {
     pub(crate) fn step(&mut self) -> Result<StepMetrics, Error> {
         let began = Instant::now();
         let step = self.state.step;
-        let (tokens, epoch) = batch(&self.batches, step)?;
-        let losses = self.loss.backward(&self.model, &tokens)?;
+        let (index, round) = self.place(step);
+        let (tokens, epoch) = batch(&self.batches, index)?;
+        let losses = match &self.objective {
+            Objective::Together(loss) => loss.backward(&self.model, &tokens)?,
+            Objective::Alone(loss, cache) => {
+                let states = cache.states(&self.model, &tokens, index)?;
+                loss.backward(&self.model, &tokens, &states)?
+            }
+        };
         let factor = schedule_factor(&self.config.optimizer, step, self.config.train.steps);
         let report = self.optimizer.step(factor)?;
         let seconds = began.elapsed().as_secs_f64();
@@ -115,7 +107,7 @@ impl Trainer {
         Ok(StepMetrics {
             step: state.step,
             tokens: state.tokens,
-            epoch,
+            epoch: epoch + round,
             losses: losses.to_vec()?,
             learning_rate: self.config.optimizer.learning_rate * factor,
             grad_norm: report.gradient_norm,
@@ -125,26 +117,62 @@ impl Trainer {
         })
     }
 
-    /// Mean loss of each head on batches of `shard`, without a step.
+    /// The batch of a step, and how often all had been seen where the training goes round in some.
+    fn place(&self, step: u64) -> (u64, u64) {
+        match self.config.data.batches {
+            0 => (step, 0),
+            batches => (step % batches, step / batches),
+        }
+    }
+
+    /// Writes what this training changes of the model, for a resume.
+    pub(crate) fn save_progress(&self, tokenizer: &Tokenizer, folder: &Path) -> Result<(), Error> {
+        match self.objective {
+            Objective::Together(_) => save_model(&self.model, tokenizer, folder),
+            Objective::Alone(..) => Ok(self.model.save_heads(&folder.join(HEADS))?),
+        }
+    }
+
+    /// Numbers that are trained.
+    pub(crate) fn parameter_count(&self) -> usize {
+        match self.objective {
+            Objective::Together(_) => self.model.parameter_count(),
+            Objective::Alone(..) => {
+                self.model.head_parameters().iter().map(|p| p.tensor.numel()).sum()
+            }
+        }
+    }
+
+    /// Puts away what only this training has a use for.
+    pub(crate) fn clear(&self) -> Result<(), Error> {
+        match &self.objective {
+            Objective::Together(_) => Ok(()),
+            Objective::Alone(_, cache) => cache.remove(),
+        }
+    }
+
+    /// Mean loss of each head that is trained on batches of `shard`, without a step.
     pub(crate) fn validation_loss(&self, shard: &Arc<TokenShard>) -> Result<Vec<f64>, Error> {
         let batches = sampler(shard, &self.config)?;
         let count = batches.batches_per_epoch().min(VALIDATION_BATCHES);
-        let mut sums = vec![0.0; self.config.heads.count];
+        let mut sums = Vec::new();
         for step in 0..count {
             let (tokens, _) = batch(&batches, step)?;
-            let losses = self.loss.evaluate(&self.model, &tokens)?.to_vec()?;
+            let losses = match &self.objective {
+                Objective::Together(loss) => loss.evaluate(&self.model, &tokens)?,
+                Objective::Alone(loss, _) => {
+                    let states = FrozenTrunkLoss::states(&self.model, &tokens)?;
+                    loss.evaluate(&self.model, &tokens, &states)?
+                }
+            };
+            let losses = losses.to_vec()?;
+            sums.resize(losses.len(), 0.0);
             for (sum, loss) in sums.iter_mut().zip(losses) {
                 *sum += loss / count as f64;
             }
         }
         Ok(sums)
     }
-}
-
-/// Of the recipe and the tokenizer.
-fn model_config(config: &TrainConfig, tokenizer: &Tokenizer) -> ModelConfig {
-    let end_of_text = tokenizer.end_of_text();
-    ModelConfig { end_of_text, ..config.model_config(tokenizer.vocab_size()) }
 }
 
 /// The number format of the weights.

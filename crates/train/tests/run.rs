@@ -281,3 +281,108 @@ fn an_empty_or_missing_text_and_one_shorter_than_a_window_are_named() {
     assert!(error("short\n").contains("train.sequence"));
     assert!(error("missing").contains("does not exist"));
 }
+
+/// A pretrained model in `base/model`, and a recipe that trains heads alone on it.
+fn on_a_pretrained_model(place: &Place, sets: &[&str]) -> TrainConfig {
+    const GROWN: &str = "[model]\n[heads]\ncount = 3\ntrain = \"alone\"\n[optimizer]\n\
+        type = \"muon\"\nmuon_precision = \"float32\"\n[train]\nsteps = 10\nbatch = 2\n\
+        sequence = 12\nseed = 3\ncheckpoint_every = 3\n";
+    if !place.path("base").exists() {
+        place.train("base", &["heads.count=1", "train.steps=30"]).unwrap();
+    }
+    let mut all = vec![
+        format!("data.path='{}'", place.path("text.txt").display()),
+        format!("model.init_from='{}'", place.path("base/model").display()),
+    ];
+    all.extend(sets.iter().map(|&set| set.to_owned()));
+    TrainConfig::from_toml(GROWN, &all).unwrap()
+}
+
+#[test]
+fn heads_that_are_trained_alone_learn_and_leave_the_model_as_it_is() {
+    let place = Place::new();
+    for (out, sets) in [
+        ("block", vec!["heads.type=block"]),
+        ("text", vec!["heads.targets=text"]),
+        ("medusa", vec!["heads.type=medusa", "heads.draft_vocabulary=40"]),
+        ("linear", vec!["heads.type=linear", "data.batches=4"]),
+    ] {
+        let mut sets = sets;
+        sets.push("train.steps=60");
+        let config = on_a_pretrained_model(&place, &sets);
+        let outcome = train(&config, &place.path(out), &TrainOptions::default()).unwrap();
+        assert_eq!(outcome.validation_loss.len(), 2, "{out}");
+        let losses = place.losses(out);
+        let mean = |lines: &[(u64, Vec<f64>)]| {
+            lines.iter().map(|(_, losses)| losses[1]).sum::<f64>() / lines.len() as f64
+        };
+        assert!(mean(&losses[50..]) < mean(&losses[..5]), "{out}: {losses:?}");
+        let stock = |weights: Vec<(String, Vec<f64>)>| {
+            weights.into_iter().filter(|(name, _)| !name.starts_with("heads.")).collect::<Vec<_>>()
+        };
+        let (before, after) = (place.weights("base/model"), place.weights(&format!("{out}/model")));
+        assert_eq!(stock(before), stock(after), "{out}");
+        assert!(!place.path(out).join("states").exists());
+    }
+}
+
+#[test]
+fn heads_that_go_on_come_to_the_same_bits() {
+    let place = Place::new();
+    for (name, sets) in [("round", vec!["data.batches=4"]), ("once", vec![])] {
+        let config = on_a_pretrained_model(&place, &sets);
+        let (whole, parts) = (format!("{name}-whole"), format!("{name}-parts"));
+        train(&config, &place.path(&whole), &TrainOptions::default()).unwrap();
+        let stopped = TrainOptions { max_seconds: Some(0.0), ..TrainOptions::default() };
+        assert!(train(&config, &place.path(&parts), &stopped).unwrap().interrupted);
+        let resume =
+            |max_seconds| TrainOptions { resume: true, max_seconds, ..TrainOptions::default() };
+        let mut pieces = 0;
+        while train(&config, &place.path(&parts), &resume(Some(0.02))).unwrap().interrupted {
+            pieces += 1;
+            assert!(pieces < 100);
+        }
+        assert_eq!(
+            place.weights(&format!("{whole}/model")),
+            place.weights(&format!("{parts}/model")),
+            "{name}"
+        );
+        assert_eq!(place.losses(&whole), place.losses(&parts), "{name}");
+    }
+}
+
+#[test]
+fn heads_do_not_go_on_on_another_model() {
+    let place = Place::new();
+    let config = on_a_pretrained_model(&place, &["train.steps=3"]);
+    train(&config, &place.path("run"), &TrainOptions::default()).unwrap();
+    place.train("other", &["heads.count=1", "train.steps=31"]).unwrap();
+    fs::remove_dir_all(place.path("base/model")).unwrap();
+    fs::rename(place.path("other/model"), place.path("base/model")).unwrap();
+    let longer = on_a_pretrained_model(&place, &["train.steps=6"]);
+    let resume = TrainOptions { resume: true, ..TrainOptions::default() };
+    let error = train(&longer, &place.path("run"), &resume).unwrap_err().to_string();
+    assert!(error.contains("another model"), "{error}");
+}
+
+#[test]
+fn a_grown_model_can_go_on_learning_as_a_whole() {
+    const WHOLE: &str = "[model]\n[heads]\ncount = 3\n[optimizer]\nlearning_rate = 1e-4\n\
+        muon_learning_rate = 1e-3\n[train]\nsteps = 4\nbatch = 2\nsequence = 12\n";
+    let place = Place::new();
+    let config = on_a_pretrained_model(&place, &[]);
+    train(&config, &place.path("heads"), &TrainOptions::default()).unwrap();
+    let sets = [
+        format!("data.path='{}'", place.path("text.txt").display()),
+        format!("model.init_from='{}'", place.path("heads/model").display()),
+    ];
+    let config = TrainConfig::from_toml(WHOLE, &sets).unwrap();
+    let outcome = train(&config, &place.path("whole"), &TrainOptions::default()).unwrap();
+    assert_eq!(outcome.validation_loss.len(), 3);
+    let moved = |name: &str| {
+        let (before, after) = (place.weights("heads/model"), place.weights("whole/model"));
+        let find = |all: Vec<(String, Vec<f64>)>| all.into_iter().find(|(n, _)| n == name).unwrap();
+        find(before) != find(after)
+    };
+    assert!(moved("model.embed_tokens.weight") && moved("heads.1.mlp.down_proj.weight"));
+}

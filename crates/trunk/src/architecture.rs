@@ -1,7 +1,7 @@
 //! The sizes of a model, and their form in a Hugging Face `config.json`.
 
-use crate::{Error, Result};
-use foretoken_kernels::AttentionShape;
+use crate::{Error, Result, RopeScaling};
+use foretoken_kernels::{AttentionShape, rotary_frequencies};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -26,8 +26,14 @@ pub struct Architecture {
     pub context: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// How the frequencies are stretched.
+    pub rope_scaling: RopeScaling,
     /// Added to the mean square in every norm.
     pub norm_eps: f64,
+    /// Whether the unembedding is the embedding.
+    pub tied: bool,
+    /// Whether queries, keys and values have a bias, as in Qwen2.
+    pub qkv_bias: bool,
 }
 
 impl Default for Architecture {
@@ -43,7 +49,10 @@ impl Default for Architecture {
             ffn: 344,
             context: 512,
             rope_theta: 10_000.0,
+            rope_scaling: RopeScaling::None,
             norm_eps: 1e-5,
+            tied: false,
+            qkv_bias: false,
         }
     }
 }
@@ -64,6 +73,30 @@ impl Architecture {
             0 => self.dim / self.attention_heads.max(1),
             given => given,
         }
+    }
+
+    /// Numbers of one block.
+    pub fn block_numbers(&self) -> usize {
+        let width = self.head_width();
+        let queries = self.attention_heads.saturating_mul(width);
+        let joint = self.kv_heads.saturating_mul(2).saturating_mul(width).saturating_add(queries);
+        let bias = if self.qkv_bias { joint } else { 0 };
+        let rows = joint.saturating_add(queries).saturating_add(self.ffn.saturating_mul(3));
+        rows.saturating_add(2).saturating_mul(self.dim).saturating_add(bias)
+    }
+
+    /// Numbers of a stock model with so many blocks.
+    pub fn numbers(&self, blocks: usize) -> usize {
+        let ends = if self.tied { 1usize } else { 2 };
+        let ends = ends.saturating_mul(self.vocab).saturating_add(1).saturating_mul(self.dim);
+        blocks.saturating_mul(self.block_numbers()).saturating_add(ends)
+    }
+
+    /// The angle between two positions for each pair of a head's coordinates.
+    pub fn rotary_frequencies(&self) -> Vec<f64> {
+        let mut frequencies = rotary_frequencies(self.head_width(), self.rope_theta);
+        self.rope_scaling.apply(&mut frequencies);
+        frequencies
     }
 
     /// Checks that the sizes fit together.
@@ -108,14 +141,15 @@ impl Architecture {
         if !(self.rope_theta > 0.0 && self.norm_eps >= 0.0) {
             return Err(Error::config("rope_theta", "must be positive, and norm_eps not negative"));
         }
-        Ok(())
+        self.rope_scaling.validate()
     }
 
-    /// The `config.json` of a `LlamaForCausalLM` with these sizes.
+    /// The `config.json` of a `LlamaForCausalLM` with these sizes, or of a `Qwen2ForCausalLM` where
+    /// there is a bias.
     pub fn to_llama_config(&self, end_of_text: Option<u32>) -> Map<String, Value> {
         let config = json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [if self.qkv_bias { "Qwen2ForCausalLM" } else { "LlamaForCausalLM" }],
+            "model_type": if self.qkv_bias { "qwen2" } else { "llama" },
             "vocab_size": self.vocab,
             "hidden_size": self.dim,
             "intermediate_size": self.ffn,
@@ -126,11 +160,11 @@ impl Architecture {
             "max_position_embeddings": self.context,
             "rms_norm_eps": self.norm_eps,
             "rope_theta": self.rope_theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "rope_parameters": self.rope_scaling.to_parameters(self.rope_theta),
             "hidden_act": "silu",
-            "attention_bias": false,
+            "attention_bias": self.qkv_bias,
             "mlp_bias": false,
-            "tie_word_embeddings": false,
+            "tie_word_embeddings": self.tied,
             "bos_token_id": end_of_text,
             "eos_token_id": end_of_text,
             "torch_dtype": "float32",
@@ -146,28 +180,33 @@ impl Architecture {
     ///
     /// # Errors
     /// When a key is missing or of the wrong type, or the file describes what this layer does not
-    /// compute (another family, biases, tied embeddings, scaled rotary positions).
+    /// compute (another family, other biases than Qwen2's, rotary scaling of another kind).
     pub fn from_llama_config(config: &Map<String, Value>, path: &Path) -> Result<Self> {
         let size = |key: &str| read_size(config, key, path);
         let family = config.get("model_type").and_then(Value::as_str).unwrap_or("nothing");
-        if family != "llama" {
-            let problem = format!("model_type is {family}, only llama is supported");
-            return Err(Error::format(path, problem));
-        }
-        for (key, supported) in
-            [("attention_bias", false), ("mlp_bias", false), ("tie_word_embeddings", false)]
-        {
-            if config.get(key).and_then(Value::as_bool).unwrap_or(supported) != supported {
-                return Err(Error::format(path, format!("{key} = true is not supported yet")));
+        let qkv_bias = match family {
+            "llama" => false,
+            "qwen2" => true,
+            _ => {
+                let problem = format!("model_type is {family}, only llama and qwen2 are supported");
+                return Err(Error::format(path, problem));
+            }
+        };
+        let flag = |key: &str| config.get(key).and_then(Value::as_bool).unwrap_or(false);
+        for key in ["attention_bias", "mlp_bias", "use_sliding_window"] {
+            // Qwen2's bias goes without saying, and is not that of the output projection.
+            if flag(key) && !(qkv_bias && key == "attention_bias") {
+                return Err(Error::format(path, format!("{key} = true is not supported")));
             }
         }
-        let rope = config.get("rope_parameters").and_then(Value::as_object);
-        let kind = rope.and_then(|rope| rope.get("rope_type")).and_then(Value::as_str);
-        if kind.is_some_and(|kind| kind != "default")
-            || config.get("rope_scaling").is_some_and(|scaling| !scaling.is_null())
+        if let Some(act) = config.get("hidden_act").and_then(Value::as_str).filter(|a| *a != "silu")
         {
-            return Err(Error::format(path, "scaled rotary positions are not supported yet"));
+            return Err(Error::format(
+                path,
+                format!("hidden_act is {act}, only silu is supported"),
+            ));
         }
+        let rope = config.get("rope_parameters").and_then(Value::as_object);
         let theta =
             config.get("rope_theta").or_else(|| rope.and_then(|rope| rope.get("rope_theta")));
         let attention_heads = size("num_attention_heads")?;
@@ -181,7 +220,10 @@ impl Architecture {
             ffn: size("intermediate_size")?,
             context: size("max_position_embeddings")?,
             rope_theta: theta.and_then(Value::as_f64).unwrap_or(10_000.0),
+            rope_scaling: RopeScaling::from_config(config, path)?,
             norm_eps: config.get("rms_norm_eps").and_then(Value::as_f64).unwrap_or(1e-6),
+            tied: flag("tie_word_embeddings"),
+            qkv_bias,
         };
         sizes.validate().map_err(|error| Error::format(path, error.to_string()))?;
         Ok(sizes)

@@ -3,7 +3,7 @@
 use crate::{Architecture, Initialiser, Parameter, Result, Role};
 use foretoken_kernels::{
     AttentionShape, KvCache, Rotary, cached_attention, causal_attention, linear, linear_add,
-    rms_norm, swiglu,
+    linear_bias, rms_norm, swiglu,
 };
 use tch::Tensor;
 
@@ -19,6 +19,8 @@ pub struct Block {
     pub input_layernorm: Tensor,
     /// `[(heads + 2·kv_heads)·head_dim, dim]`: queries, keys, values
     pub qkv_proj: Tensor,
+    /// `[(heads + 2·kv_heads)·head_dim]`, in families that add one, such as Qwen2
+    pub qkv_bias: Option<Tensor>,
     /// `[dim, heads·head_dim]`
     pub o_proj: Tensor,
     /// `[dim]`
@@ -44,6 +46,10 @@ impl Block {
         Ok(Self {
             input_layernorm: init.norm(dim)?,
             qkv_proj: init.matrix(attention.qkv_width(), dim)?,
+            qkv_bias: match sizes.qkv_bias {
+                true => Some(init.bias(attention.qkv_width())?),
+                false => None,
+            },
             o_proj: init.residual_matrix(dim, attention.heads * attention.head_dim)?,
             post_attention_layernorm: init.norm(dim)?,
             gate_up_proj: init.matrix(2 * ffn, dim)?,
@@ -66,7 +72,11 @@ impl Block {
         rotary: &Rotary,
         cache: Option<&mut KvCache>,
     ) -> Result<Tensor> {
-        let qkv = linear(&rms_norm(x, &self.input_layernorm, self.norm_eps)?, &self.qkv_proj)?;
+        let normed = rms_norm(x, &self.input_layernorm, self.norm_eps)?;
+        let qkv = match &self.qkv_bias {
+            None => linear(&normed, &self.qkv_proj)?,
+            Some(bias) => linear_bias(&normed, &self.qkv_proj, bias)?,
+        };
         let mixed = match cache {
             None => causal_attention(qkv, self.attention, rotary)?,
             Some(cache) => cached_attention(&qkv, self.attention, rotary, cache)?,
@@ -83,7 +93,7 @@ impl Block {
         let AttentionShape { heads, kv_heads, head_dim } = self.attention;
         let ffn = self.down_proj.size()[1];
         let name = |stock: &str| format!("{prefix}{stock}.weight");
-        vec![
+        let mut all = vec![
             Parameter::whole(&self.input_layernorm, Role::Vector, name("input_layernorm")),
             Parameter::new(
                 &self.qkv_proj,
@@ -106,6 +116,16 @@ impl Block {
                 [(name("mlp.gate_proj"), ffn), (name("mlp.up_proj"), ffn)],
             ),
             Parameter::whole(&self.down_proj, Role::Matrix, name("mlp.down_proj")),
-        ]
+        ];
+        if let Some(bias) = &self.qkv_bias {
+            let name = |part: &str| format!("{prefix}self_attn.{part}_proj.bias");
+            let parts = [
+                (name("q"), heads * head_dim),
+                (name("k"), kv_heads * head_dim),
+                (name("v"), kv_heads * head_dim),
+            ];
+            all.push(Parameter::new(bias, Role::Vector, parts));
+        }
+        all
     }
 }

@@ -61,6 +61,14 @@ impl Initialiser {
         Ok(Tensor::f_ones([dim], (self.kind, self.device))?.set_requires_grad(true))
     }
 
+    /// A bias: zeros `[width]`.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn bias(&self, width: i64) -> Result<Tensor> {
+        Ok(Tensor::f_zeros([width], (self.kind, self.device))?.set_requires_grad(true))
+    }
+
     fn normal(&self, size: &[i64], deviation: f64) -> Result<Tensor> {
         let tensor = if self.random {
             let drawn = Tensor::f_randn(size, (Kind::Double, Device::Cpu))? * deviation;

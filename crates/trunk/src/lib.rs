@@ -6,7 +6,8 @@
 //! `[batch, seq, dim]`.
 //!
 //! Weights are plain tensors in plain structs. [`Parameter`] lists them with their stock Llama
-//! names, for an optimiser or a file; [`io`] reads and writes them.
+//! names, for an optimiser or a file; [`io`] reads and writes them, [`gguf`] reads them from the files
+//! of llama.cpp, [`meta`] from the multi-token checkpoints that Meta released.
 //!
 //! ```
 //! use foretoken_trunk::{Architecture, Initialiser, Trunk};
@@ -24,9 +25,12 @@
 mod architecture;
 mod block;
 mod error;
+pub mod gguf;
 mod initialiser;
 pub mod io;
+pub mod meta;
 mod parameter;
+mod rope;
 mod trunk;
 
 pub use architecture::Architecture;
@@ -34,4 +38,5 @@ pub use block::Block;
 pub use error::{Error, Result};
 pub use initialiser::Initialiser;
 pub use parameter::{Parameter, Part, Role};
+pub use rope::RopeScaling;
 pub use trunk::{Trunk, TrunkCache};

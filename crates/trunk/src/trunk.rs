@@ -31,9 +31,8 @@ impl Trunk {
     pub fn new(sizes: &Architecture, layers: usize, init: &Initialiser) -> Result<Self> {
         sizes.validate()?;
         let embed_tokens = init.embedding(sizes.vocab as i64, sizes.dim as i64)?;
-        let rotary = Rotary::new(
-            sizes.head_width() as i64,
-            sizes.rope_theta,
+        let rotary = Rotary::with_frequencies(
+            &sizes.rotary_frequencies(),
             sizes.context as i64,
             embed_tokens.kind(),
             embed_tokens.device(),

@@ -1,11 +1,11 @@
 //! `cargo xtask bench`: ours and other software on the same work, side by side.
 
-mod conversation;
+pub(crate) mod conversation;
 mod decoding;
 mod memory;
-mod peers;
-mod results;
-mod statistics;
+pub(crate) mod peers;
+pub(crate) mod results;
+pub(crate) mod statistics;
 mod training;
 
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::process;
 use crate::reproduce::build_release;
 use crate::setup;
 use crate::workspace::Workspace;
@@ -50,6 +51,8 @@ pub(crate) struct BenchArguments {
 enum Measurement {
     /// Peak memory of a training step with 8 heads against 1, at a vocabulary of 32,768
     Memory,
+    /// Times of kernels, gradients and decoding, by Criterion
+    Layers,
 }
 
 /// Software to compare with.
@@ -71,7 +74,7 @@ struct Plan {
 /// Runs `cargo xtask bench`.
 pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode> {
     if arguments.what.is_none() && arguments.peer.is_none() {
-        bail!("say what to measure: `memory`, `--peer transformers` or `--peer pytorch`");
+        bail!("say what to measure: `memory`, `layers`, `--peer transformers` or `--peer pytorch`");
     }
     if arguments.rounds < 3 {
         bail!("--rounds {}: a median needs at least 3", arguments.rounds);
@@ -90,6 +93,13 @@ pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<E
             .clone()
             .unwrap_or_else(|| workspace.root().join(format!("docs/results/bench-{name}.json"))),
     };
+    if arguments.what == Some(Measurement::Layers) {
+        let mut bench = process::cargo();
+        bench.current_dir(workspace.root()).args(["bench", "--package", "foretoken-benches"]);
+        libtorch.apply(&mut bench);
+        process::run(&mut bench)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if !arguments.no_build {
         let package = match arguments.peer {
             Some(Peer::Transformers) => "foretoken-cli",

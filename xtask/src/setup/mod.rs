@@ -41,16 +41,13 @@ pub(crate) struct SetupArguments {
     /// Fill this folder instead of the repository's .libtorch
     #[arg(long, value_name = "DIR")]
     into: Option<PathBuf>,
-    /// Fetch a pretrained model
-    #[arg(long, value_name = "NAME", hide = true)]
+    /// Fetch a pretrained model too, with the prompts that it is measured on: smollm2
+    #[arg(long, value_name = "NAME", value_parser = ["smollm2"])]
     model: Option<String>,
 }
 
 /// Runs `cargo xtask setup`.
 pub(crate) fn run(workspace: &Workspace, arguments: &SetupArguments) -> Result<ExitCode> {
-    if let Some(model) = &arguments.model {
-        bail!("--model {model} is not built yet: set-up fetches libtorch and the corpus only");
-    }
     let home = match &arguments.into {
         Some(folder) => std::path::absolute(folder)
             .with_context(|| format!("{} is not a usable path", folder.display()))?,
@@ -60,11 +57,20 @@ pub(crate) fn run(workspace: &Workspace, arguments: &SetupArguments) -> Result<E
         Some(_) => Libtorch::Fetched(home.clone()),
         None => Libtorch::detect(workspace)?,
     };
-    let options = Options { force: arguments.force, cuda: arguments.cuda };
+    let options = Options {
+        force: arguments.force,
+        cuda: arguments.cuda,
+        pretrained: arguments.model.is_some(),
+    };
     let changed = fill(&home, &libtorch, options)?;
     if arguments.print_config {
         print!("{}", print_config(&libtorch)?);
     } else {
+        if arguments.model.is_some() {
+            for part in Part::PRETRAINED {
+                eprintln!("{} is in {}", part.what(), home.join(part.folders()[0]).display());
+            }
+        }
         let how = if changed { "is ready" } else { "is complete" };
         eprintln!(
             "set-up {how}: libtorch {}, corpus in {}",
@@ -89,10 +95,24 @@ pub(crate) fn ensure(workspace: &Workspace) -> Result<Libtorch> {
     Ok(libtorch)
 }
 
+/// As [`ensure`], for the standard pretrained model and the problems that it is measured on.
+pub(crate) fn ensure_pretrained(workspace: &Workspace) -> Result<()> {
+    let libtorch = Libtorch::detect(workspace)?;
+    let options = Options { pretrained: true, ..Options::default() };
+    fill(&workspace.libtorch(), &libtorch, options)?;
+    Ok(())
+}
+
+/// Where set-up puts that model's file and that of the problems.
+pub(crate) fn pretrained_files(workspace: &Workspace) -> [PathBuf; 2] {
+    Part::pretrained_files(&workspace.libtorch())
+}
+
 #[derive(Clone, Copy, Default)]
 struct Options {
     force: bool,
     cuda: bool,
+    pretrained: bool,
 }
 
 /// Puts every missing part in place; returns whether there was one.
@@ -100,6 +120,7 @@ fn fill(home: &Path, libtorch: &Libtorch, options: Options) -> Result<bool> {
     let wanted: Vec<Part> = Part::all(options.cuda)
         .into_iter()
         .filter(|part| !part.is_library() || matches!(libtorch, Libtorch::Fetched(_)))
+        .chain(Part::PRETRAINED.into_iter().filter(|_| options.pretrained))
         .collect();
     let missing = |stamp: &Stamp| -> Vec<Part> {
         wanted

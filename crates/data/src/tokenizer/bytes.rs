@@ -156,7 +156,7 @@ fn adds_nothing(post_processor: &Value) -> bool {
 
 /// The character that stands for a byte in byte-level vocabularies: itself where Latin-1 prints
 /// something, else the next free one from U+0100 on.
-fn printable(byte: u8) -> char {
+pub(super) fn printable(byte: u8) -> char {
     let prints = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     if prints(byte) {
         char::from(byte)

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::chat::ChatTemplate;
 use crate::files::sha256_hex;
 use crate::{Error, Result};
 
@@ -28,6 +29,7 @@ pub(crate) struct FileTokenizer {
     with_specials: OnceLock<tokenizers::Tokenizer>,
     json: Vec<u8>,
     config: Option<Vec<u8>>,
+    chat_template: Option<String>,
     sha256: String,
     vocab_size: usize,
     end_of_text: Option<u32>,
@@ -45,27 +47,34 @@ impl std::fmt::Debug for FileTokenizer {
 
 impl FileTokenizer {
     pub(super) fn new(path: &Path, json: Vec<u8>) -> Result<Self> {
-        let refuse = |problem: String| Error::TokenizerFile {
-            path: path.to_path_buf(),
-            problem: one_line(&problem),
-        };
-        let mut plain =
-            tokenizers::Tokenizer::from_bytes(&json).map_err(|e| refuse(e.to_string()))?;
+        let config = std::fs::read(path.with_file_name("tokenizer_config.json")).ok();
+        let chat_template =
+            std::fs::read_to_string(path.with_file_name("chat_template.jinja")).ok();
+        Self::from_parts(json, config, chat_template)
+            .map_err(|problem| Error::TokenizerFile { path: path.to_path_buf(), problem })
+    }
+
+    /// The tokenizer of a `tokenizer.json`, and of what may lie beside it: a
+    /// `tokenizer_config.json` and a `chat_template.jinja`.
+    pub(super) fn from_parts(
+        json: Vec<u8>,
+        config: Option<Vec<u8>>,
+        chat_template: Option<String>,
+    ) -> Result<Self, String> {
+        let mut plain = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| said(&e))?;
         plain
             .with_truncation(None)
-            .map_err(|e| refuse(e.to_string()))?
+            .map_err(|e| said(&e))?
             .with_padding(None)
             .set_encode_special_tokens(true);
 
         let largest = plain.get_vocab(true).into_values().max();
-        let vocab_size =
-            largest.ok_or_else(|| refuse("its vocabulary is empty".to_owned()))? as usize + 1;
+        let vocab_size = largest.ok_or("its vocabulary is empty")? as usize + 1;
         let specials = plain
             .get_added_tokens_decoder()
             .into_iter()
             .filter_map(|(id, token)| token.special.then_some(id))
             .collect();
-        let config = std::fs::read(path.with_file_name("tokenizer_config.json")).ok();
         let named = config.as_deref().and_then(eos_name);
         let end_of_text = named
             .as_deref()
@@ -78,6 +87,7 @@ impl FileTokenizer {
             sha256: sha256_hex(&json),
             json,
             config,
+            chat_template,
             vocab_size,
             end_of_text,
             specials,
@@ -90,13 +100,21 @@ impl FileTokenizer {
     }
 
     pub(super) fn encode_with_specials(&self, text: &str) -> Result<Vec<u32>> {
-        let tokenizer = self.with_specials.get_or_init(|| {
+        let encoding = self.with_specials().encode_fast(text, true).map_err(failed)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    pub(super) fn encode_chat(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.with_specials().encode_fast(text, false).map_err(failed)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    fn with_specials(&self) -> &tokenizers::Tokenizer {
+        self.with_specials.get_or_init(|| {
             let mut tokenizer = self.plain.clone();
             tokenizer.set_encode_special_tokens(false);
             tokenizer
-        });
-        let encoding = tokenizer.encode_fast(text, true).map_err(failed)?;
-        Ok(encoding.get_ids().to_vec())
+        })
     }
 
     pub(super) fn decode(&self, ids: &[u32]) -> Result<String> {
@@ -127,38 +145,97 @@ impl FileTokenizer {
         &self.sha256
     }
 
+    /// The library's tokenizer, which recognises no special token in a text.
+    pub(super) fn library(&self) -> &tokenizers::Tokenizer {
+        &self.plain
+    }
+
+    /// The id of the token that the config has under `key`.
+    pub(super) fn named(&self, key: &str) -> Option<u32> {
+        self.plain.token_to_id(&token_name(&self.config()[key])?)
+    }
+
     pub(super) fn json(&self) -> &[u8] {
         &self.json
     }
 
-    /// The `tokenizer_config.json` that lay beside the file, or one that says the least.
+    /// The `tokenizer_config.json` that lay beside the file, or one that says the least, with the
+    /// template of a `chat_template.jinja` in it.
     pub(super) fn config_json(&self) -> Vec<u8> {
-        self.config.clone().unwrap_or_else(|| {
-            let mut config = json!({
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "clean_up_tokenization_spaces": false,
-            });
-            if let Some(name) = self.end_of_text.and_then(|id| self.plain.id_to_token(id)) {
-                config["eos_token"] = json!(name);
-            }
-            format!("{config:#}\n").into_bytes()
-        })
+        if let (Some(config), None) = (&self.config, &self.chat_template) {
+            return config.clone();
+        }
+        let mut config = match self.config() {
+            Value::Object(config) => config,
+            _ => self.least_config(),
+        };
+        if let Some(template) = &self.chat_template {
+            config.insert("chat_template".to_owned(), json!(template));
+        }
+        format!("{:#}\n", Value::Object(config)).into_bytes()
+    }
+
+    fn least_config(&self) -> Map<String, Value> {
+        let mut config = Map::new();
+        config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
+        config.insert("clean_up_tokenization_spaces".to_owned(), json!(false));
+        if let Some(name) = self.end_of_text.and_then(|id| self.plain.id_to_token(id)) {
+            config.insert("eos_token".to_owned(), json!(name));
+        }
+        config
+    }
+
+    pub(super) fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        let Some(source) = self.template_source() else { return Ok(None) };
+        let config = self.config();
+        let name = |key: &str| token_name(&config[key]);
+        ChatTemplate::new(&source, name("bos_token"), name("eos_token")).map(Some)
+    }
+
+    /// A `chat_template.jinja` goes before the config's own template, as in `transformers`.
+    pub(super) fn template_source(&self) -> Option<String> {
+        let config = self.config();
+        let source = self.chat_template.as_deref();
+        source.or_else(|| default_template(&config["chat_template"])).map(str::to_owned)
+    }
+
+    /// Null where there is no config, or one that is no JSON.
+    fn config(&self) -> Value {
+        parsed(self.config.as_deref().unwrap_or_default())
     }
 }
 
-/// `eos_token` is a string, or an object with the string as its `content`.
+fn parsed(config: &[u8]) -> Value {
+    serde_json::from_slice(config).unwrap_or_default()
+}
+
 fn eos_name(config: &[u8]) -> Option<String> {
-    let config: Value = serde_json::from_slice(config).ok()?;
-    let token = &config["eos_token"];
+    token_name(&parsed(config)["eos_token"])
+}
+
+/// A token is a string, or an object with the string as its `content`.
+fn token_name(token: &Value) -> Option<String> {
     let name = token.as_str().or_else(|| token["content"].as_str())?;
     Some(name.to_owned())
 }
 
-#[allow(clippy::needless_pass_by_value)] // the form that `map_err` takes
-fn failed(error: tokenizers::Error) -> Error {
-    Error::Tokenizing { problem: one_line(&error.to_string()) }
+/// A config has one template, or several that are named.
+fn default_template(templates: &Value) -> Option<&str> {
+    templates.as_str().or_else(|| {
+        let named = templates.as_array()?.iter().find(|named| named["name"] == "default")?;
+        named["template"].as_str()
+    })
 }
 
-fn one_line(message: &str) -> String {
+#[allow(clippy::needless_pass_by_value)] // the form that `map_err` takes
+fn failed(error: tokenizers::Error) -> Error {
+    Error::Tokenizing { problem: said(&error) }
+}
+
+fn said(error: &dyn std::fmt::Display) -> String {
+    one_line(&error.to_string())
+}
+
+pub(super) fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -1,8 +1,14 @@
 //! Text to token ids and back.
 
 mod bytes;
+mod chat;
+mod describe;
 mod file;
+mod layout;
+mod merges;
+mod problem;
 mod stream;
+mod vocabulary;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,8 +16,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use self::bytes::ByteVocabulary;
+pub use self::chat::{ChatTemplate, Message};
 use self::file::FileTokenizer;
+pub use self::problem::VocabularyProblem;
 pub use self::stream::StreamDecoder;
+pub use self::vocabulary::Vocabulary;
 use crate::files::write_atomically;
 use crate::{Error, Result};
 
@@ -73,6 +82,37 @@ impl Tokenizer {
         Ok(Self { kind: Kind::File(Arc::new(file)) })
     }
 
+    /// Makes the tokenizer that a GGUF file's metadata describes. [`save`](Self::save) then writes
+    /// it as a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// When the vocabulary contradicts itself, or is of a kind that is not known.
+    pub fn from_vocabulary(vocabulary: &Vocabulary) -> Result<Self> {
+        let file = vocabulary.tokenizer()?;
+        Ok(Self { kind: Kind::File(Arc::new(file)) })
+    }
+
+    /// What a GGUF file's metadata says of this tokenizer: the way back from
+    /// [`from_vocabulary`](Self::from_vocabulary), which makes a tokenizer with the same ids of it.
+    ///
+    /// Byte-level BPEs can be told whose way to cut texts has a name among GGUF files, and
+    /// sentence-piece BPEs that fall back on bytes. A vocabulary of pieces has merges, and scores
+    /// in their order, since llama.cpp merges by score alone.
+    ///
+    /// # Errors
+    /// When it is a tokenizer of another kind; what differs is named.
+    pub fn vocabulary(&self) -> Result<Vocabulary> {
+        match &self.kind {
+            Kind::Bytes => {
+                let (json, config) = (ByteVocabulary::json(), ByteVocabulary::config_json());
+                FileTokenizer::from_parts(json, Some(config), None)
+                    .map_err(|problem| Error::NoVocabulary { problem })?
+                    .vocabulary()
+            }
+            Kind::File(file) => file.vocabulary(),
+        }
+    }
+
     /// The tokenizer that a config's `tokenizer` key names: `bytes`, or the path of a
     /// `tokenizer.json`.
     ///
@@ -106,6 +146,18 @@ impl Tokenizer {
         match &self.kind {
             Kind::Bytes => Ok(ByteVocabulary::encode_with_specials(text)),
             Kind::File(file) => file.encode_with_specials(text),
+        }
+    }
+
+    /// The ids of a prompt that a [`ChatTemplate`] made: the special tokens spelt out in it are
+    /// recognised, and none is added, since the template has put a begin-of-text where it wants one.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_chat(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.kind {
+            Kind::Bytes => Ok(ByteVocabulary::encode_with_specials(text)),
+            Kind::File(file) => file.encode_chat(text),
         }
     }
 
@@ -147,6 +199,18 @@ impl Tokenizer {
         match &self.kind {
             Kind::Bytes => Some(ByteVocabulary::END_OF_TEXT),
             Kind::File(file) => file.end_of_text(),
+        }
+    }
+
+    /// The template that makes prompts of chats: a `chat_template.jinja` beside the
+    /// `tokenizer.json`, else the `chat_template` of the `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// When there is a template and it is none.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        match &self.kind {
+            Kind::Bytes => Ok(None),
+            Kind::File(file) => file.chat_template(),
         }
     }
 

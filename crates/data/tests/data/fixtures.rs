@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use foretoken_data::{
     CorpusSource, Manifest, PrepareOptions, Result, Split, SplitFractions, TokenShard, Tokenizer,
-    open_split, prepare,
+    Vocabulary, open_split, prepare,
 };
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -122,4 +122,74 @@ pub(crate) fn tokenizer_of(json: &Value) -> Tokenizer {
     let folder = folder();
     let path = write(folder.path(), "tokenizer.json", json.to_string());
     Tokenizer::from_file(&path).unwrap()
+}
+
+/// The vocabulary of [`bpe_json`] as a GGUF file has it, with `SmolLM`'s special tokens: after the
+/// merges come `<|endoftext|>`, `<|im_start|>` and `<|im_end|>` (control), and `<mark>`
+/// (user-defined).
+pub(crate) fn byte_level_vocabulary() -> Vocabulary {
+    let mut alphabet: Vec<char> =
+        tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
+    alphabet.sort_unstable();
+    let merges = ["h e", "l l", "he ll", "hell o", "Ġ w", "Ã ©"];
+    let mut tokens: Vec<String> = alphabet.iter().map(char::to_string).collect();
+    tokens.extend(merges.iter().map(|merge| merge.replace(' ', "")));
+    let first_special = tokens.len();
+    tokens.extend(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<mark>"].map(str::to_owned));
+    let mut token_types = vec![1; first_special];
+    token_types.extend([3, 3, 3, 4]);
+    let special = first_special as u32;
+    Vocabulary {
+        model: "gpt2".to_owned(),
+        pre: Some("smollm".to_owned()),
+        tokens,
+        token_types: Some(token_types),
+        merges: merges.map(str::to_owned).to_vec(),
+        bos: Some(special + 1),
+        eos: Some(special + 2),
+        unknown: Some(special),
+        ..Vocabulary::default()
+    }
+}
+
+/// A vocabulary of pieces with scores: `<unk>`, `<s>` and `</s>`, 256 bytes from 3 on, and from
+/// 259 on pieces that make `▁hello`, and two that would make `</s>`.
+pub(crate) fn piece_vocabulary() -> Vocabulary {
+    let pieces = [
+        ("▁", -10.0),
+        ("h", -11.0),
+        ("e", -12.0),
+        ("l", -13.0),
+        ("o", -14.0),
+        ("he", -1.0),
+        ("ll", -2.0),
+        ("hell", -3.0),
+        ("hello", -4.0),
+        ("▁hello", -5.0),
+        ("<", -20.0),
+        ("/", -21.0),
+        ("s", -22.0),
+        (">", -23.0),
+        ("</", -6.0),
+        ("s>", -7.0),
+    ];
+    let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
+    tokens.extend(bytes);
+    tokens.extend(pieces.iter().map(|(piece, _)| (*piece).to_owned()));
+    let mut token_types = vec![2, 3, 3];
+    token_types.resize(259, 6);
+    token_types.resize(tokens.len(), 1);
+    let mut scores = vec![0.0; 259];
+    scores.extend(pieces.iter().map(|(_, score)| *score));
+    Vocabulary {
+        model: "llama".to_owned(),
+        tokens,
+        token_types: Some(token_types),
+        scores: Some(scores),
+        bos: Some(1),
+        eos: Some(2),
+        unknown: Some(0),
+        ..Vocabulary::default()
+    }
 }

@@ -4,6 +4,8 @@
 #![allow(clippy::format_collect)]
 
 mod bad_input;
+mod chats;
+mod describing;
 mod fixtures;
 mod preparation;
 mod python_code;
@@ -11,3 +13,4 @@ mod sampling;
 mod splits;
 mod text;
 mod tokenizing;
+mod vocabularies;

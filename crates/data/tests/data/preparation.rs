@@ -93,7 +93,7 @@ fn a_complete_folder_is_used_again_and_one_of_other_content_is_made_anew() {
 }
 
 #[test]
-fn damaged_shards_are_made_anew_instead_of_used() {
+fn damaged_shards_are_refused_and_made_anew_once_they_are_deleted() {
     let (root, out) = (folder(), folder());
     fill(root.path(), 0..30);
     let options = python(root.path(), out.path());
@@ -104,6 +104,10 @@ fn damaged_shards_are_made_anew_instead_of_used() {
     content[100] ^= 1;
     for damaged in [content.as_slice(), &content[..50]] {
         fs::write(&shard, damaged).unwrap();
+        let message = run(&options).unwrap_err().to_string();
+        assert!(message.contains(&manifest.splits.train.file), "{message}");
+        assert!(message.contains("delete it"), "{message}");
+        fs::remove_file(&shard).unwrap();
         assert!(!steps(&options).contains(&Progress::Reused));
         assert!(shards(out.path()) == good);
     }

@@ -6,7 +6,8 @@ use serde_json::to_value;
 use crate::paper::PaperFigures;
 use crate::report::{Corpus, DecodingRow, ModelRow, Report, Versions};
 use crate::results::{
-    Difference, HeldOutRow, LossCurve, Machine, OutOfDomain, Sample, Settings, SpeedResults, Timing,
+    Agreement, Difference, HeldOutRow, LossCurve, Machine, OutOfDomain, Sample, Settings,
+    SpeedResults, Timing,
 };
 
 const HEADS: [usize; 4] = [1, 2, 4, 8];
@@ -124,6 +125,7 @@ fn results() -> SpeedResults {
             validation_windows: 256,
             validation_sequence: 256,
             precision: "float32".to_owned(),
+            draft_precision: "bfloat16".to_owned(),
         },
         machine: Machine { cpu: "an imagined processor".to_owned(), threads: 2, gpu: None },
         timing: vec![Timing {
@@ -132,6 +134,15 @@ fn results() -> SpeedResults {
             step_cost: 1.2,
             speedup_with_prompt: 1.5,
             speedup_range: (1.4, 1.6),
+        }],
+        agreement: vec![Agreement {
+            model: "n4".to_owned(),
+            heads_used: 4,
+            prompts: 1234,
+            new_tokens: 157_952,
+            mismatches: 0,
+            near_ties: 0,
+            differences: Vec::new(),
         }],
         differences: vec![Difference {
             model: "n4".to_owned(),

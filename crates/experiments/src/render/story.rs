@@ -1,6 +1,7 @@
 //! What a report says in words: its headline, its lead and its four figures.
 
-use crate::report::{DecodingRow, Report};
+use crate::SpeedResults;
+use crate::report::{DecodingRow, ModelRow, Report};
 
 use super::Source;
 use super::figures::drafting;
@@ -20,10 +21,15 @@ pub(crate) fn best(report: &Report, figure: impl Fn(&DecodingRow) -> f64) -> Opt
         .max_by(|a, b| figure(a).total_cmp(&figure(b)))
 }
 
-/// Outputs compared with autoregressive decoding, and those that differ by a mismatch.
+/// Outputs compared with autoregressive decoding, and those that differ by a mismatch: those of
+/// the table, and those over the whole test split.
 pub(crate) fn agreement(report: &Report) -> (usize, usize) {
     let rows = report.decoding.iter().filter(|row| row.heads_used > 1);
-    rows.fold((0, 0), |(outputs, mismatches), row| {
+    let counted = rows.fold((0, 0), |(outputs, mismatches), row| {
+        (outputs + row.prompts, mismatches + row.mismatches)
+    });
+    let whole = SpeedResults::of(report).map_or_else(|_| Vec::new(), |results| results.agreement);
+    whole.iter().fold(counted, |(outputs, mismatches), row| {
         (outputs + row.prompts, mismatches + row.mismatches)
     })
 }
@@ -69,6 +75,20 @@ pub(crate) fn lead(source: &Source) -> String {
         Some(gpu) => gpu.clone(),
         None => format!("{} ({} threads)", machine.cpu, machine.threads),
     };
+    if is_pretrained(report) {
+        return format!(
+            "A published model of {} layers and dim {} stays as it is; heads for the next {} tokens are \
+             trained beside it on {} tokens of Python code ({} parameters with them). Then the \
+             model writes on from programming problems, checking up to k tokens in one forward \
+             pass. Everything ran on {place} in {}.",
+            published_layers(first),
+            first.dim,
+            and(&heads),
+            short(first.tokens_seen as f64),
+            short(first.parameters as f64),
+            duration(report.wall_seconds),
+        );
+    }
     format!(
         "{subject}, each with {} parameters in {} layers, trained from scratch on the same {} tokens \
          of {}. Then each writes text on its own, checking up to k tokens in one forward pass. \
@@ -79,6 +99,19 @@ pub(crate) fn lead(source: &Source) -> String {
         corpus_name(&report.corpus.name),
         duration(report.wall_seconds),
     )
+}
+
+/// Layers of the published model: heads that are blocks count as layers of the whole.
+fn published_layers(model: &ModelRow) -> usize {
+    match model.head_type.as_str() {
+        "block" => (model.layers + 1).saturating_sub(model.heads),
+        _ => model.layers,
+    }
+}
+
+/// Whether heads were put on a published model, instead of models trained from scratch.
+fn is_pretrained(report: &Report) -> bool {
+    report.experiment == "pretrained"
 }
 
 fn corpus_name(name: &str) -> String {
@@ -134,15 +167,16 @@ pub(crate) fn definitions(source: &Source) -> Vec<(String, String)> {
     let Some(row) = source.report.decoding.first() else {
         return Vec::new();
     };
+    let (prompts, other) = (prompts(source, row), other_baseline(source.report));
+    let (drafts, whole) = (drafts(&settings.precision, &settings.draft_precision), whole(source));
     let mut definitions = vec![
         (
             "Own greedy text",
             format!(
-                "{} prompts of {} tokens, cut from the test split at seeded places; {} new tokens each, \
-                 one sequence at a time, weights in {}. Tokens per forward pass counts the prompt's \
+                "{prompts}; {} new tokens each, one sequence at a time, weights in {}{drafts}. Tokens per forward pass counts the prompt's \
                  pass as one, so that plain decoding has exactly 1. A weak model's greedy text falls \
                  into loops that any head predicts: the share of distinct 8-grams says how much.",
-                row.prompts, settings.prompt_tokens, row.new_tokens, settings.precision
+                row.new_tokens, settings.precision
             ),
         ),
         (
@@ -164,18 +198,18 @@ pub(crate) fn definitions(source: &Source) -> Vec<(String, String)> {
             "Speed-up",
             format!(
                 "Seconds of decoding after the prompt's pass, against autoregressive decoding by the \
-                 same model and by the baseline with one head and as many parameters. Every prompt is \
-                 decoded in every way in turn, {} times over; figures are medians.",
+                 same model{other}. Every prompt is decoded in every way in turn, {} times over; figures are medians.",
                 settings.repeats
             ),
         ),
         (
             "Outputs",
-            "Each speculative output is compared with the autoregressive one, token by token. A \
-             mismatch is a prompt whose outputs differ where the two best logits lie more than 1e-4 \
-             apart; closer ones are near ties, because float32 products of one row and of several \
-             rows may round differently."
-                .to_owned(),
+            format!(
+                "Each speculative output is compared with the autoregressive one, token by token. A \
+                 mismatch is a prompt whose outputs differ where the two best logits lie more than \
+                 1e-4 apart; closer ones are near ties, because float32 products of one row and of \
+                 several rows may round differently.{whole}"
+            ),
         ),
         (
             "Validation loss",
@@ -200,6 +234,59 @@ pub(crate) fn definitions(source: &Source) -> Vec<(String, String)> {
     }
     definitions.extend(source.results.notes.iter().map(|note| ("Note", note.clone())));
     definitions.into_iter().map(|(term, text)| (term.to_owned(), text)).collect()
+}
+
+/// Where the prompts are from.
+fn prompts(source: &Source, row: &DecodingRow) -> String {
+    if is_pretrained(source.report) {
+        return format!("{} of HumanEval's problems", row.prompts);
+    }
+    format!(
+        "{} prompts of {} tokens, cut from the test split at seeded places",
+        row.prompts, source.results.settings.prompt_tokens
+    )
+}
+
+/// What speed-ups are against besides the same model.
+fn other_baseline(report: &Report) -> &'static str {
+    match is_pretrained(report) {
+        true => "",
+        false => " and by the baseline with one head and as many parameters",
+    }
+}
+
+/// What drafting heads compute with, where that is something else than the model.
+fn drafts(precision: &str, drafts: &str) -> String {
+    if drafts.is_empty() || drafts == precision {
+        return String::new();
+    }
+    format!(" (drafting heads in {drafts} on a CPU: what they draft is verified in {precision})")
+}
+
+/// The count over the whole test split.
+fn whole(source: &Source) -> String {
+    let rows: Vec<String> = source
+        .results
+        .agreement
+        .iter()
+        .map(|row| {
+            format!(
+                "n = {}: {} prompts, {} mismatches, {} near ties",
+                row.heads_used,
+                count(row.prompts as u64),
+                row.mismatches,
+                row.near_ties
+            )
+        })
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!(
+        " With all heads the whole test split was decoded so, cut into prompts and the places of as \
+         many new tokens as above: {}.",
+        rows.join("; ")
+    )
 }
 
 /// What made the report, as (name, value).

@@ -14,6 +14,8 @@ pub(super) const PAD: usize = 16;
 pub(super) struct Aligned<T> {
     start: NonNull<T>,
     len: usize,
+    /// Where the allocation begins: up to a line before `start`.
+    base: NonNull<u8>,
 }
 
 // SAFETY: it owns its memory, like a `Vec<T>`.
@@ -21,15 +23,29 @@ unsafe impl<T: Send> Send for Aligned<T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync> Sync for Aligned<T> {}
 
-impl<T: Real> Aligned<T> {
-    const LINE: usize = 64;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
+/// The layout behind `len` values: with room to move their start to a line. It asks for no large
+/// alignment itself, because then the allocator would write the zeros, and memory for a long
+/// context would be taken before a position is used.
+fn layout<T>(len: usize) -> Option<Layout> {
+    let bytes = len.checked_mul(size_of::<T>())?.checked_add(LINE)?;
+    Layout::from_size_align(bytes, align_of::<T>()).ok()
+}
+
+impl<T: Real> Aligned<T> {
     pub(super) fn zeroed(len: usize) -> Self {
-        let layout = Self::layout(len);
+        let layout = layout::<T>(len);
+        assert!(layout.is_some(), "{len} values are more than the address space holds");
+        let layout = layout.unwrap_or_else(Layout::new::<T>);
         // SAFETY: the layout is of non-zero size; all-zero bits are the number 0.
-        let start = unsafe { alloc_zeroed(layout) }.cast();
-        let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
-        Self { start, len }
+        let base = unsafe { alloc_zeroed(layout) };
+        let base = NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout));
+        let ahead = base.addr().get().next_multiple_of(LINE) - base.addr().get();
+        // SAFETY: less than a line ahead, and the allocation is a line longer than the values.
+        let start = unsafe { base.add(ahead) }.cast();
+        Self { start, len, base }
     }
 
     /// The address, for kernels that several threads run: whoever writes there answers for nobody
@@ -37,21 +53,13 @@ impl<T: Real> Aligned<T> {
     pub(super) fn address(&self) -> *mut T {
         self.start.as_ptr()
     }
-
-    fn layout(len: usize) -> Layout {
-        let bytes = len.checked_mul(size_of::<T>()).map_or(usize::MAX, |b| b.max(Self::LINE));
-        let layout = Layout::from_size_align(bytes, Self::LINE).ok();
-        assert!(layout.is_some(), "{len} values are more than the address space holds");
-        layout.unwrap_or_else(Layout::new::<T>)
-    }
 }
 
 impl<T> Drop for Aligned<T> {
     fn drop(&mut self) {
-        let bytes = (self.len * size_of::<T>()).max(64);
-        if let Ok(layout) = Layout::from_size_align(bytes, 64) {
+        if let Some(layout) = layout::<T>(self.len) {
             // SAFETY: `zeroed` allocated it with this layout.
-            unsafe { dealloc(self.start.as_ptr().cast(), layout) };
+            unsafe { dealloc(self.base.as_ptr(), layout) };
         }
     }
 }
@@ -119,6 +127,22 @@ impl<T: Real> Rows<T> {
 
     pub(super) fn view(&self) -> View<T> {
         View { start: self.values.address(), stride: self.stride() }
+    }
+}
+
+/// One row that stands for any number of equal ones: a bias.
+pub(super) struct Repeated<T>(Rows<T>);
+
+impl<T: Real> Repeated<T> {
+    pub(super) fn new(values: &[T]) -> Self {
+        let mut row = Rows::new(1, values.len());
+        row.row_mut(0).copy_from_slice(values);
+        Self(row)
+    }
+
+    /// A view whose rows are all the same one; only to be read.
+    pub(super) fn view(&self) -> View<T> {
+        View { start: self.0.values.address(), stride: 0 }
     }
 }
 

@@ -1,6 +1,6 @@
 //! One Llama block for a few new rows, from its input to its output without an allocation.
 
-use super::aligned::{Rows, View};
+use super::aligned::{Repeated, Rows, View};
 use super::attention::{Attention, MOST_QUERIES};
 use super::cache::{BlockCache, CacheView};
 use super::dispatch::Isa;
@@ -34,6 +34,8 @@ pub struct BlockTensors<'t, T> {
     pub input_layernorm: &'t [T],
     /// `[(attention_heads + 2 · kv_heads) · head_dim, dim]`: queries, keys, values.
     pub qkv_proj: &'t [T],
+    /// `[(attention_heads + 2 · kv_heads) · head_dim]`, for models that add one.
+    pub qkv_bias: Option<&'t [T]>,
     /// `[dim, attention_heads · head_dim]`.
     pub o_proj: &'t [T],
     /// `[dim]`.
@@ -50,6 +52,8 @@ pub struct BlockWeights<T> {
     input_norm: RmsNorm<T>,
     query: PackedLinear<T>,
     key_value: PackedLinear<T>,
+    /// Biases of queries and of keys and values.
+    biases: Option<(Repeated<T>, Repeated<T>)>,
     output: PackedLinear<T>,
     post_norm: RmsNorm<T>,
     gate_up: PackedLinear<T>,
@@ -86,11 +90,16 @@ impl<T: Real> BlockWeights<T> {
         let (q, kv) = (attention_heads * head_dim, 2 * kv_heads * head_dim);
         assert_eq!(tensors.qkv_proj.len(), (q + kv) * dim, "qkv_proj has another size");
         let (query, key_value) = tensors.qkv_proj.split_at(q * dim);
+        let biases = tensors.qkv_bias.map(|bias| {
+            assert_eq!(bias.len(), q + kv, "qkv_bias has another size");
+            (Repeated::new(&bias[..q]), Repeated::new(&bias[q..]))
+        });
         Self {
             shape: *shape,
             input_norm: RmsNorm::new_for(isa, tensors.input_layernorm, norm_eps),
             query: PackedLinear::pack_for(isa, query, q, dim, format),
             key_value: PackedLinear::pack_for(isa, key_value, kv, dim, format),
+            biases,
             output: PackedLinear::pack_for(isa, tensors.o_proj, dim, q, format),
             post_norm: RmsNorm::new_for(isa, tensors.post_attention_layernorm, norm_eps),
             gate_up: PackedLinear::pack_gated(isa, tensors.gate_up_proj, ffn, dim, format),
@@ -136,10 +145,7 @@ impl<T: Real> BlockWeights<T> {
         // columns, heads or buffers only, and reads what was written before the last barrier.
         unsafe {
             self.input_norm.rows(x, normed, rows);
-            self.key_value.apply_part(worker, normed, scratch.key_value, rows);
-            if outputs > 0 {
-                self.query.apply_part(worker, normed.skip(skip), scratch.query, outputs);
-            }
+            self.project(worker, normed, scratch, rows, outputs);
             worker.barrier();
 
             let heads = worker.share(kv_heads);
@@ -189,6 +195,39 @@ impl<T: Real> BlockWeights<T> {
             self.gate_up.apply_gated(worker, normed, scratch.gated, outputs);
             worker.barrier();
             self.down.add_part(worker, scratch.gated, y, y, outputs);
+        }
+    }
+
+    /// This worker's columns of keys and values for all `rows`, of queries for the last `outputs`.
+    ///
+    /// # Safety
+    /// As for [`BlockWeights::part`].
+    unsafe fn project(
+        &self,
+        worker: &Worker<'_>,
+        normed: View<T>,
+        scratch: ScratchView<T>,
+        rows: usize,
+        outputs: usize,
+    ) {
+        let (query, key_value) = (scratch.query, scratch.key_value);
+        // SAFETY: the caller's promise, handed on; a bias is read only.
+        unsafe {
+            let last = normed.skip(rows - outputs);
+            match &self.biases {
+                None => {
+                    self.key_value.apply_part(worker, normed, key_value, rows);
+                    if outputs > 0 {
+                        self.query.apply_part(worker, last, query, outputs);
+                    }
+                }
+                Some((query_bias, bias)) => {
+                    self.key_value.add_part(worker, normed, bias.view(), key_value, rows);
+                    if outputs > 0 {
+                        self.query.add_part(worker, last, query_bias.view(), query, outputs);
+                    }
+                }
+            }
         }
     }
 

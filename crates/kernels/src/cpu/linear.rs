@@ -110,12 +110,17 @@ impl<T: Real> PackedLinear<T> {
         }
     }
 
-    /// Puts the weights of one output into their lane.
-    fn set(&mut self, vector: usize, lane: usize, weights: &[T]) {
-        let (lanes, depth) = (self.isa.lanes::<T>(), self.depth());
+    /// Where the weights of a lane start, and how far one is from the next.
+    fn place(&self, vector: usize, lane: usize) -> (usize, usize) {
+        let lanes = self.isa.lanes::<T>();
         let first = vector / PANEL * PANEL;
         let width = (self.vectors - first).min(PANEL) * lanes;
-        let start = first * lanes * depth + (vector - first) * lanes + lane;
+        (first * lanes * self.depth() + (vector - first) * lanes + lane, width)
+    }
+
+    /// Puts the weights of one output into their lane.
+    fn set(&mut self, vector: usize, lane: usize, weights: &[T]) {
+        let (start, width) = self.place(vector, lane);
         let places = self.panels[start..].iter_mut().step_by(width);
         match self.format {
             WeightFormat::Full => places.zip(weights).for_each(|(place, &w)| *place = w),
@@ -136,6 +141,23 @@ impl<T: Real> PackedLinear<T> {
     /// Values that a row comes out with.
     pub fn outputs(&self) -> usize {
         self.outputs
+    }
+
+    /// Writes the weights of one output to `into`: a row of an embedding that is the unembedding
+    /// too. For weights in [`WeightFormat::Full`].
+    ///
+    /// # Panics
+    /// Where there is no such output, `into` has another length than [`PackedLinear::inputs`], or
+    /// the weights are in another format.
+    pub fn copy_weights(&self, output: usize, into: &mut [T]) {
+        assert!(output < self.outputs, "output {output} of {}", self.outputs);
+        assert_eq!(into.len(), self.inputs, "room for another number of weights");
+        assert_eq!(self.format, WeightFormat::Full, "rounded weights");
+        let lanes = self.isa.lanes::<T>();
+        let (start, width) = self.place(output / lanes, output % lanes);
+        into.iter_mut()
+            .zip(self.panels[start..].iter().step_by(width))
+            .for_each(|(to, &w)| *to = w);
     }
 
     /// Bytes of the packed weights.

@@ -18,7 +18,8 @@
 //! - [`BlockWeights`]: a block packed for this. [`Workspace::run`] takes rows through a trunk and
 //!   its heads in one [`Pass`], without allocating: the trunk's blocks one after the other, then
 //!   heads that each read the trunk's output, of which only the last rows need to go the whole
-//!   way, then the unembedding and the best token of each row.
+//!   way, then the unembedding and the best token of each row. [`DenseWeights`] are heads without
+//!   attention, over the final norm.
 //!
 //! The threads of a workspace share columns and attention heads, between barriers that take a few
 //! hundred nanoseconds.
@@ -39,6 +40,7 @@
 //! let tensors = BlockTensors {
 //!     input_layernorm: &norm,
 //!     qkv_proj: &qkv,
+//!     qkv_bias: None,
 //!     o_proj: &out,
 //!     post_attention_layernorm: &norm,
 //!     gate_up_proj: &gate_up,
@@ -51,7 +53,8 @@
 //!     product: PackedLinear::pack(&wave(5 * 4), 5, 4, WeightFormat::Full),
 //! };
 //! let room = Room { rows: 3, outputs: 3, positions: 16, threads: 1 };
-//! let mut workspace = Workspace::new(&shape, 5, 10_000.0, room);
+//! let frequencies = foretoken_kernels::rotary_frequencies(shape.head_dim, 10_000.0);
+//! let mut workspace = Workspace::new(&shape, 5, &frequencies, room);
 //! let mut run = |rows: &[[f32; 4]], caches: &mut [_]| {
 //!     for (r, row) in rows.iter().enumerate() {
 //!         workspace.input(r).copy_from_slice(row);
@@ -81,6 +84,7 @@ mod aligned;
 mod attention;
 mod block;
 mod cache;
+mod dense;
 mod dispatch;
 mod linear;
 mod logits;
@@ -104,6 +108,7 @@ mod x86;
 pub use aligned::Rows;
 pub use block::{BlockShape, BlockTensors, BlockWeights};
 pub use cache::BlockCache;
+pub use dense::DenseWeights;
 pub use linear::{PackedLinear, WeightFormat};
 pub use logits::{argmax, top_gap};
 pub use norm::RmsNorm;

@@ -3,6 +3,7 @@
 use super::aligned::{Rows, View};
 use super::block::{BlockCall, BlockShape, BlockWeights, Scratch};
 use super::cache::BlockCache;
+use super::dense::{DenseRows, DenseWeights};
 use super::linear::PackedLinear;
 use super::logits::argmax;
 use super::norm::RmsNorm;
@@ -64,6 +65,7 @@ pub struct Workspace<T> {
     x: Rows<T>,
     /// What the heads made of them, one head's rows after the other's.
     y: Rows<T>,
+    dense: DenseRows<T>,
     /// The logits of each row of `y`.
     logits: Rows<T>,
     best: Vec<u32>,
@@ -85,15 +87,21 @@ pub struct Pass<'p, T> {
 }
 
 impl<T: Real> Workspace<T> {
-    /// Room for models of this shape, vocabulary and rotary base.
-    pub fn new(shape: &BlockShape, vocab: usize, theta: f64, room: Room) -> Self {
+    /// Room for models of this shape and vocabulary, whose rotary pairs turn by `frequencies`
+    /// from one position to the next (see [`rotary_frequencies`](crate::rotary_frequencies)).
+    ///
+    /// # Panics
+    /// Where a head of the shape has not twice as many dimensions as there are frequencies.
+    pub fn new(shape: &BlockShape, vocab: usize, frequencies: &[f64], room: Room) -> Self {
+        assert_eq!(shape.head_dim, 2 * frequencies.len(), "a pair of dimensions a frequency");
         let team = Team::new(room.threads);
         let rows = room.rows.max(room.outputs);
         Self {
-            rotary: RotaryTable::new(shape.head_dim, theta, room.positions),
+            rotary: RotaryTable::new(frequencies, room.positions),
             scratch: Scratch::new(shape, rows, room.positions, team.threads()),
             x: Rows::new(room.rows, shape.dim),
             y: Rows::new(room.outputs, shape.dim),
+            dense: DenseRows::new(room.outputs, shape.dim),
             logits: Rows::new(room.outputs, vocab),
             best: vec![0; room.outputs],
             team,
@@ -178,6 +186,51 @@ impl<T: Real> Workspace<T> {
         &self.best[..outputs]
     }
 
+    /// Runs heads that look at one position alone over the final norm of output row `row` of the
+    /// last pass, and returns the token of the largest logit for each. `unembedding.norm` is the
+    /// final norm; no other follows.
+    ///
+    /// # Panics
+    /// Where there is no such row, or the parts do not fit the workspace.
+    pub fn run_dense(
+        &mut self,
+        row: usize,
+        heads: &[DenseWeights<T>],
+        unembedding: &Unembedding<T>,
+    ) -> &[u32] {
+        assert!(row < self.y.rows() && heads.len() <= self.dense.output.rows(), "no such rows");
+        let Unembedding { norm, product } = unembedding;
+        let dim = self.x.width();
+        let fit = heads.iter().all(|head| head.dim() == dim);
+        assert!(fit && (norm.width(), product.inputs()) == (dim, dim), "heads of another width");
+        self.check_vocabulary(product);
+        let (input, output) = (self.dense.input.view(), self.dense.output.view());
+        let (y, logits, best) =
+            (self.y.view(), self.logits.view(), BestView(self.best.as_mut_ptr()));
+        self.team.run(|worker| {
+            // SAFETY: the assertions found room for everything, and `self` is borrowed alone.
+            // Between two barriers each worker writes to its own columns or rows only.
+            unsafe {
+                if worker.index() == 0 {
+                    norm.rows(y.skip(row), input, 1);
+                }
+                worker.barrier();
+                for (i, head) in heads.iter().enumerate() {
+                    head.project(worker, input, output.skip(i));
+                }
+                worker.barrier();
+                for i in worker.share(heads.len()) {
+                    heads[i].finish(input, output.skip(i));
+                }
+                worker.barrier();
+                product.apply_part(worker, output, logits, heads.len());
+                worker.barrier();
+                best.fill(worker, logits, product.outputs(), heads.len());
+            }
+        });
+        &self.best[..heads.len()]
+    }
+
     /// Refuses what would reach beyond a buffer; returns the number of output rows.
     fn check(&self, pass: &Pass<'_, T>) -> usize {
         let outputs = pass.outputs * pass.heads.weights.len();
@@ -195,11 +248,22 @@ impl<T: Real> Workspace<T> {
         pass.heads.check(pass.rows, &self.scratch, &self.rotary);
         let Unembedding { norm, product } = pass.unembedding;
         assert_eq!(
-            (norm.width(), product.inputs(), product.outputs()),
-            (self.x.width(), self.x.width(), self.logits.width()),
+            (norm.width(), product.inputs()),
+            (self.x.width(), self.x.width()),
             "the unembedding has another shape"
         );
+        self.check_vocabulary(product);
         outputs
+    }
+
+    /// An unembedding may be of a part of the vocabulary.
+    fn check_vocabulary(&self, unembedding: &PackedLinear<T>) {
+        assert!(
+            unembedding.outputs() <= self.logits.width(),
+            "{} logits, and the workspace has room for {}",
+            unembedding.outputs(),
+            self.logits.width()
+        );
     }
 }
 

@@ -94,7 +94,7 @@ impl<S: PairSimd> Tiling<S> for Paired {
         sums: &mut Sums<S, R, C>,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { pair_tile(s, depth, x, w.map(|w| w.cast()), step, AHEAD, sums) }
+        unsafe { pair_tile(s, depth, x, w.map(<*const S::T>::cast), step, AHEAD, sums) }
     }
 }
 

@@ -37,6 +37,8 @@ pub(super) struct PlainBlock {
     pub(super) shape: BlockShape,
     input_norm: Array1<f64>,
     qkv: Array2<f64>,
+    /// Half of all blocks have one.
+    bias: Option<Array1<f64>>,
     output: Array2<f64>,
     post_norm: Array1<f64>,
     gate_up: Array2<f64>,
@@ -50,6 +52,8 @@ impl PlainBlock {
             shape,
             input_norm: numbers.weights(dim),
             qkv: numbers.matrix((attention_heads + 2 * kv_heads) * head_dim, dim, 0.4),
+            bias: (numbers.next(1.0) > 0.0)
+                .then(|| numbers.weights((attention_heads + 2 * kv_heads) * head_dim) - 1.0),
             output: numbers.matrix(dim, attention_heads * head_dim, 0.4),
             post_norm: numbers.weights(dim),
             gate_up: numbers.matrix(2 * ffn, dim, 0.4),
@@ -66,9 +70,11 @@ impl PlainBlock {
             narrow(self.gate_up.iter()),
             narrow(self.down.iter()),
         ];
+        let bias = self.bias.as_ref().map(|bias| narrow::<T>(bias.iter()));
         let tensors = BlockTensors {
             input_layernorm: &a,
             qkv_proj: &b,
+            qkv_bias: bias.as_deref(),
             o_proj: &c,
             post_attention_layernorm: &d,
             gate_up_proj: &e,
@@ -81,7 +87,10 @@ impl PlainBlock {
     pub(super) fn forward(&self, x: &Array2<f64>) -> Array2<f64> {
         let BlockShape { attention_heads, kv_heads, head_dim: d, ffn, .. } = self.shape;
         let normed = plain_norm(x, &self.input_norm);
-        let qkv = normed.dot(&self.qkv.t());
+        let mut qkv = normed.dot(&self.qkv.t());
+        if let Some(bias) = &self.bias {
+            qkv += bias;
+        }
         let head = |i: usize| qkv.slice(s![.., i * d..(i + 1) * d]).to_owned();
         let mut attended = Array2::zeros((x.nrows(), attention_heads * d));
         for h in 0..attention_heads {

@@ -5,8 +5,8 @@ use super::dispatch::{Isa, Kernel};
 use super::real::Real;
 use super::simd::Simd;
 
-/// cos(p ωᵢ) and sin(p ωᵢ) for every position p, with ωᵢ = θ^(−2i/d) and i below d/2 for heads of
-/// d dimensions, computed in float64 and rounded once.
+/// cos(p ωᵢ) and sin(p ωᵢ) for every position p and pair i of a head's two halves, computed in
+/// float64 and rounded once.
 pub(super) struct RotaryTable<T> {
     /// `[positions, 2, head_dim / 2]`: cosines, then sines.
     angles: Aligned<T>,
@@ -15,18 +15,15 @@ pub(super) struct RotaryTable<T> {
 }
 
 impl<T: Real> RotaryTable<T> {
-    /// A table for heads of `head_dim` dimensions.
-    ///
-    /// # Panics
-    /// Where `head_dim` is odd.
-    pub(super) fn new(head_dim: usize, theta: f64, positions: usize) -> Self {
-        assert_eq!(head_dim % 2, 0, "heads of {head_dim} dimensions have no two halves");
-        let half = head_dim / 2;
-        let mut angles = Aligned::zeroed(positions * head_dim);
-        for (p, line) in angles.chunks_exact_mut(head_dim.max(1)).enumerate() {
+    /// A table for `positions` positions and heads of twice as many dimensions as there are
+    /// frequencies ωᵢ.
+    pub(super) fn new(frequencies: &[f64], positions: usize) -> Self {
+        let half = frequencies.len();
+        let mut angles = Aligned::zeroed(positions * 2 * half);
+        for (p, line) in angles.chunks_exact_mut((2 * half).max(1)).enumerate() {
             let (cosines, sines) = line.split_at_mut(half);
-            for (i, (cos, sin)) in cosines.iter_mut().zip(sines).enumerate() {
-                let angle = p as f64 * theta.powf(-2.0 * i as f64 / head_dim as f64);
+            for ((cos, sin), frequency) in cosines.iter_mut().zip(sines).zip(frequencies) {
+                let angle = p as f64 * frequency;
                 (*cos, *sin) = (T::from_f64(angle.cos()), T::from_f64(angle.sin()));
             }
         }

@@ -1,0 +1,134 @@
+//! Models to and from the formats of other software.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Place, assert_refused, json, model, text};
+use foretoken_heads::{HeadsConfig, ModelSource, MultiTokenModel, Registry};
+use tch::{Device, Kind};
+
+fn open(path: &Path) -> MultiTokenModel {
+    ModelSource::open(path).unwrap().model(Kind::Float, Device::Cpu).unwrap()
+}
+
+/// Writes two Medusa heads for the trained model.
+fn medusa_heads(place: &Place) -> String {
+    let heads = HeadsConfig { kind: "medusa".to_owned(), count: 3 };
+    let mut grown = open(Path::new(model())).grow(&heads, &Registry::stock(), 0).unwrap();
+    grown.set_draft_vocabulary(Some((32..127).collect())).unwrap();
+    let path = place.path("medusa.safetensors");
+    grown.save_heads(&path).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn help_says_what_is_written() {
+    let place = Place::new();
+    for (command, words) in [("export", ["medusa", "gguf"]), ("import", ["transformers", "GGUF"])] {
+        let help = text(&place.run(&[command, "--help"]));
+        assert!(help.contains("Examples") && help.contains("foretoken "), "{help}");
+        assert!(words.iter().all(|word| help.contains(word)), "{help}");
+    }
+}
+
+#[test]
+fn a_model_comes_back_from_a_gguf_file_and_joins_its_heads_again() {
+    let place = Place::new();
+    let export = ["export", "--model", model(), "--format", "gguf", "--out", "m.gguf", "--json"];
+    let written = json(&place.run(&export));
+    let bytes = fs::metadata(place.path("m.gguf")).unwrap().len();
+    let expected = serde_json::json!({
+        "out": "m.gguf", "format": "gguf", "numbers": "float32", "bytes": bytes,
+        "heads_left_out": 1,
+    });
+    assert_eq!(written, expected);
+
+    let import = ["import", "--model", "m.gguf", "--out", "plain", "--json"];
+    let written = json(&place.run(&import));
+    assert_eq!(written["heads"]["count"], 1);
+    let files = [
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    assert_eq!(place.names("plain"), files);
+    let trained = open(Path::new(model()));
+    for name in ["m.gguf", "plain"] {
+        let model = open(&place.path(name));
+        assert_eq!(model.stock_sha256().unwrap(), trained.stock_sha256().unwrap(), "{name}");
+    }
+
+    let import = ["import", "--model", "plain", "--with-heads", model(), "--out", "joined"];
+    let said = text(&place.run(&import));
+    assert!(said.starts_with("joined: ") && said.contains("2 heads, type block"), "{said}");
+    let joined = open(&place.path("joined"));
+    assert_eq!(joined.config().architecture.layers, trained.config().architecture.layers);
+    for (joined, trained) in joined.head_parameters().iter().zip(trained.head_parameters()) {
+        assert_eq!(joined.tensor, trained.tensor);
+    }
+    let generate = ["--prompt", "def f1", "--max-new-tokens", "20", "--json"];
+    for name in ["m.gguf", "joined"] {
+        let arguments = [&["generate", "--model", name][..], &generate].concat();
+        let generated = json(&place.run(&arguments));
+        assert_eq!(generated["tokens"].as_array().unwrap().len(), 20, "{name}");
+        assert_eq!(generated["prompt_tokens"], 6);
+    }
+}
+
+#[test]
+fn float16_halves_the_file() {
+    let place = Place::new();
+    let export = |out: &str, more: &[&str]| {
+        let arguments = ["export", "--model", model(), "--format", "gguf", "--out", out];
+        let said = text(&place.run(&[&arguments[..], more].concat()));
+        assert!(said.contains("the head beyond the first is left out"), "{said}");
+        fs::metadata(place.path(out)).unwrap().len()
+    };
+    assert!(export("half.gguf", &["--float16"]) < export("whole.gguf", &[]) * 6 / 10);
+}
+
+#[test]
+fn medusa_heads_become_a_folder_for_vllm() {
+    let place = Place::new();
+    let heads = medusa_heads(&place);
+    let export = ["export", "--model", model(), "--with-heads", &heads, "--format", "medusa"];
+    let written = json(&place.run(&[&export[..], &["--out", "medusa/", "--json"]].concat()));
+    let expected = serde_json::json!({
+        "out": "medusa/", "format": "medusa", "heads": 2, "draft_vocabulary": 95,
+    });
+    assert_eq!(written, expected);
+    assert_eq!(place.names("medusa"), ["config.json", "model.safetensors"]);
+    assert_eq!(place.names("."), ["medusa", "medusa.safetensors", "text.txt"]);
+}
+
+#[test]
+fn what_cannot_be_written_is_refused_and_leaves_nothing() {
+    let place = Place::new();
+    let export = ["export", "--model", model(), "--out", "out", "--format"];
+    let run = |more: &[&str]| place.run(&[&export[..], more].concat());
+    assert_refused(&run(&["medusa"]), 1, &["Medusa", "\"block\""]);
+    assert_refused(&run(&["medusa", "--float16"]), 2, &["--float16"]);
+    assert_refused(&run(&["gguf", "--with-heads", "x"]), 2, &["--with-heads", "medusa"]);
+    assert_refused(&run(&["medusa", "--with-heads", "nowhere"]), 1, &["nowhere"]);
+    assert_eq!(run(&["onnx"]).status.code(), Some(2));
+    assert_eq!(place.names("."), ["text.txt"]);
+
+    for (command, more) in [
+        ("export", &["--format", "gguf"][..]),
+        ("export", &["--format", "medusa"]),
+        ("import", &[]),
+    ] {
+        let arguments = [command, "--model", model(), "--out", "text.txt"];
+        let output = place.run(&[&arguments[..], more].concat());
+        assert_refused(&output, 1, &["--out", "text.txt", "already"]);
+    }
+    let into_model = ["import", "--model", model(), "--out", model()];
+    assert_refused(&place.run(&into_model), 1, &[model(), "already"]);
+    let missing = ["import", "--model", "nowhere", "--out", "out"];
+    assert_refused(&place.run(&missing), 1, &["nowhere"]);
+    assert_eq!(place.names("."), ["text.txt"]);
+}

@@ -1,0 +1,60 @@
+//! New heads on a pretrained model.
+
+use crate::{DraftVocabulary, HeadsConfig, MultiTokenModel, Registry, Result};
+use foretoken_trunk::Initialiser;
+
+impl MultiTokenModel {
+    /// Puts `heads.count` − 1 new heads on a next-token model; the heads that it has beyond the
+    /// first are let go. The model's own part stays as it is: trunk, head 0, norm, unembedding.
+    /// Heads start out as [`Head::adopt`](crate::Head::adopt) has it, other weights from `seed`.
+    ///
+    /// # Errors
+    /// When the type is unknown or the memory cannot be had.
+    pub fn grow(mut self, heads: &HeadsConfig, registry: &Registry, seed: i64) -> Result<Self> {
+        let trunk = self.trunk.blocks.len();
+        let layers = registry.all_layers(&heads.kind, heads.count, trunk)?;
+        registry.trunk_layers(&heads.kind, heads.count, layers)?;
+        self.config.architecture.layers = layers;
+        self.config.heads = heads.clone();
+        self.heads.truncate(1);
+        self.draft_vocabulary = None;
+        let sizes = &self.config.architecture;
+        let init = Initialiser::new(sizes, self.trunk.kind(), self.trunk.device(), seed);
+        for _ in 1..heads.count {
+            let head = registry.build(&heads.kind, sizes, &init)?;
+            if let Some(stock) = self.heads[0].as_block() {
+                head.adopt(stock)?;
+            }
+            self.heads.push(head);
+        }
+        Ok(self)
+    }
+
+    /// Lets drafting heads choose among `tokens` alone; they are sorted. `None`: among all.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary or there is none.
+    pub fn set_draft_vocabulary(&mut self, tokens: Option<Vec<u32>>) -> Result<()> {
+        self.draft_vocabulary = match tokens {
+            None => None,
+            Some(mut tokens) => {
+                tokens.sort_unstable();
+                tokens.dedup();
+                Some(DraftVocabulary::new(tokens, &self.unembedding)?)
+            }
+        };
+        Ok(())
+    }
+
+    /// The tokens that drafts are chosen from, where they are not all.
+    pub fn draft_vocabulary(&self) -> Option<&DraftVocabulary> {
+        self.draft_vocabulary.as_ref()
+    }
+
+    /// Keeps the stock part (trunk, head 0, norm, unembedding) out of gradients, or lets it in.
+    pub fn freeze_stock(&self, frozen: bool) {
+        for parameter in self.stock_parameters() {
+            let _ = parameter.tensor.set_requires_grad(!frozen);
+        }
+    }
+}

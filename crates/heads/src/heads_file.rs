@@ -1,0 +1,170 @@
+//! `heads.safetensors`: the heads beyond the first, and what they belong to.
+
+use crate::{BlockHead, DraftVocabulary, Error, HeadsConfig, MultiTokenModel, Registry, Result};
+use foretoken_trunk::io::{SafetensorsFiles, WeightReader, WeightSource, write_safetensors_with};
+use foretoken_trunk::{Error as TrunkError, Parameter};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+/// Metadata: type and count, as in `config.json`.
+const HEADS: &str = "heads";
+/// Metadata: what the heads were trained on, [`MultiTokenModel::stock_sha256`].
+const TRUNK: &str = "trunk_sha256";
+
+/// A heads file whose header was read.
+pub(crate) struct HeadsFile {
+    path: PathBuf,
+    files: SafetensorsFiles,
+}
+
+impl HeadsFile {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        Ok(Self { path: path.to_owned(), files: SafetensorsFiles::open(&[path])? })
+    }
+
+    /// Type and count of the heads; `None` in a file that does not say.
+    pub(crate) fn heads(&self) -> Result<Option<HeadsConfig>> {
+        let Some(text) = self.files.metadata(HEADS) else { return Ok(None) };
+        let heads = serde_json::from_str(text).map_err(|error| {
+            TrunkError::format(&self.path, format!("its metadata {HEADS}: {error}"))
+        })?;
+        Ok(Some(heads))
+    }
+
+    /// Refuses heads that were trained on another model.
+    pub(crate) fn check_trunk(&self, model: &MultiTokenModel) -> Result<()> {
+        let Some(trained_on) = self.files.metadata(TRUNK) else { return Ok(()) };
+        let found = model.stock_sha256()?;
+        if trained_on == found {
+            return Ok(());
+        }
+        let problem = format!(
+            "these heads were trained on another model (SHA-256 {}… of its weights, not {}…): train \
+             heads for this one",
+            trained_on.get(..12).unwrap_or(trained_on),
+            &found[..12]
+        );
+        Err(TrunkError::format(&self.path, problem).into())
+    }
+
+    /// Fills the model's heads, which are of the file's type and count.
+    pub(crate) fn fill(self, model: &mut MultiTokenModel) -> Result<()> {
+        let count = model.heads.len().saturating_sub(1);
+        let sizes = &model.config.architecture;
+        let block = model.config.heads.kind == BlockHead::KIND;
+        let least = if block { sizes.block_numbers() } else { 1 };
+        let tokens = self.draft_tokens(sizes.vocab)?;
+        let mut reader = WeightReader::new(Box::new(self.files));
+        reader.check_size(least.saturating_mul(count))?;
+        reader.pass_over(|name| name == DraftVocabulary::NAME);
+        for parameter in model.head_parameters() {
+            reader.fill(&parameter)?;
+        }
+        reader.finish()?;
+        model.set_draft_vocabulary(tokens)
+    }
+
+    fn draft_tokens(&self, vocab: usize) -> Result<Option<Vec<u32>>> {
+        if !self.files.names().iter().any(|name| name == DraftVocabulary::NAME) {
+            return Ok(None);
+        }
+        let wrong = || {
+            let problem = format!("must be up to {vocab} token ids");
+            Error::from(TrunkError::Tensor {
+                path: self.path.clone(),
+                name: DraftVocabulary::NAME.to_owned(),
+                problem,
+            })
+        };
+        let &[count] = self.files.shape(DraftVocabulary::NAME)?.as_slice() else {
+            return Err(wrong());
+        };
+        if count < 1 || count as u64 > vocab as u64 {
+            return Err(wrong());
+        }
+        let mut ids = Tensor::f_zeros([count], (Kind::Int64, Device::Cpu))?;
+        self.files.copy_to(DraftVocabulary::NAME, &mut ids)?;
+        let ids = Vec::<i64>::try_from(&ids)?;
+        let tokens = ids.into_iter().map(|id| u32::try_from(id).ok());
+        Ok(Some(tokens.collect::<Option<Vec<u32>>>().ok_or_else(wrong)?))
+    }
+}
+
+impl MultiTokenModel {
+    /// Writes the heads beyond the first to a file that can be joined to the model that they were
+    /// trained on, atomically.
+    ///
+    /// # Errors
+    /// When the disk fails; the file is named.
+    pub fn save_heads(&self, path: &Path) -> Result<()> {
+        let mut tensors = named(&self.head_parameters())?;
+        if let Some(vocabulary) = &self.draft_vocabulary {
+            tensors.push((DraftVocabulary::NAME.to_owned(), vocabulary.to_tensor()?));
+        }
+        let heads = serde_json::to_string(&self.config.heads)
+            .map_err(|error| TrunkError::format(path, error.to_string()))?;
+        let metadata = [(HEADS, heads), (TRUNK, self.stock_sha256()?)];
+        Ok(write_safetensors_with(path, &tensors, &metadata)?)
+    }
+
+    /// Puts the heads in `path`, a file or a folder with one, on this model in place of its own.
+    ///
+    /// # Errors
+    /// When the file is missing or damaged, was trained on another model, or does not say what
+    /// heads it holds.
+    pub fn with_heads(self, path: &Path, registry: &Registry) -> Result<Self> {
+        let path = if path.is_dir() { path.join("heads.safetensors") } else { path.to_owned() };
+        let file = HeadsFile::open(&path)?;
+        let heads = file.heads()?.ok_or_else(|| {
+            let problem = "it does not say what heads it holds: name the model folder that it is \
+                           part of";
+            TrunkError::format(&path, problem)
+        })?;
+        // A number far above any model's: keeps a hostile file from asking for all memory.
+        if heads.count < 2 || heads.count > 1 << 10 {
+            let problem = format!("it says that it is for {} heads", heads.count);
+            return Err(TrunkError::format(&path, problem).into());
+        }
+        file.check_trunk(&self)?;
+        let mut model = self.grow(&heads, registry, 0)?;
+        file.fill(&mut model)?;
+        Ok(model)
+    }
+
+    /// Fills this model's heads from a file that [`MultiTokenModel::save_heads`] wrote for heads of
+    /// the same type and count, on the same model.
+    ///
+    /// # Errors
+    /// When the file is missing or damaged, or its heads are others.
+    pub fn load_heads(&mut self, path: &Path) -> Result<()> {
+        let file = HeadsFile::open(path)?;
+        file.check_trunk(self)?;
+        file.fill(self)
+    }
+
+    /// SHA-256 over the stock part's tensors in their fixed order: names, shapes and numbers in
+    /// float32. The same for a GGUF file and for the folder that it was imported to.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn stock_sha256(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        for (name, tensor) in named(&self.stock_parameters())? {
+            hash.update(format!("{name} {:?}\n", tensor.size()));
+            let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+            let mut bytes = vec![0; tensor.numel() * size_of::<f32>()];
+            tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+            hash.update(&bytes);
+        }
+        Ok(format!("{:x}", hash.finalize()))
+    }
+}
+
+pub(crate) fn named(parameters: &[Parameter]) -> Result<Vec<(String, Tensor)>> {
+    let mut all = Vec::new();
+    for parameter in parameters {
+        all.extend(parameter.named()?);
+    }
+    Ok(all)
+}

@@ -1,0 +1,32 @@
+//! Meta's released multi-token checkpoints as models.
+
+use crate::{BlockHead, HeadsConfig, ModelConfig, MultiTokenModel, Registry, Result};
+use foretoken_trunk::Initialiser;
+use foretoken_trunk::io::WeightReader;
+use foretoken_trunk::meta::MetaCheckpoint;
+use std::path::Path;
+use tch::{Device, Kind};
+
+impl MultiTokenModel {
+    /// Opens a folder of `facebook/multi-token-prediction`: `params.json` and `consolidated.pth`.
+    /// The last of its `layers` is head 0, its `extra_heads` are the block heads beyond. Which
+    /// token ends a text the folder does not say: the tokenizer does.
+    ///
+    /// # Errors
+    /// When a file is missing, damaged or split into several, holds more than tensors, or holds
+    /// other tensors than the model that `params.json` describes.
+    pub fn from_meta(folder: &Path, kind: Kind, device: Device) -> Result<Self> {
+        let MetaCheckpoint { architecture, heads, weights } = MetaCheckpoint::open(folder)?;
+        let heads = HeadsConfig { kind: BlockHead::KIND.to_owned(), count: heads };
+        let config = ModelConfig { architecture, heads, end_of_text: None };
+        let sizes = &config.architecture;
+        let mut reader = WeightReader::new(Box::new(weights));
+        reader.check_size(sizes.numbers(sizes.layers))?;
+        let model = Self::build(&config, &Registry::stock(), &Initialiser::unset(kind, device))?;
+        for parameter in model.parameters() {
+            reader.fill(&parameter)?;
+        }
+        reader.finish()?;
+        Ok(model)
+    }
+}

@@ -1,0 +1,121 @@
+//! A model as someone published it: a folder or one file, with its tokenizer.
+
+use crate::{Error, MultiTokenModel, Registry, Result};
+use foretoken_data::{Tokenizer, Vocabulary};
+use foretoken_trunk::Error as TrunkError;
+use foretoken_trunk::gguf::GgufFile;
+use foretoken_trunk::meta::MetaCheckpoint;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tch::{Device, Kind};
+
+/// A model folder, ours or a Hugging Face one or one of Meta's multi-token checkpoints, or a GGUF
+/// file.
+///
+/// ```no_run
+/// use foretoken_heads::ModelSource;
+/// use tch::{Device, Kind};
+///
+/// let source = ModelSource::open("SmolLM2-135M-Instruct.Q4_1.gguf".as_ref())?;
+/// let model = source.model(Kind::Float, Device::Cpu)?;
+/// let prompt = source.tokenizer()?.encode_with_specials("def main(")?;
+/// # Ok::<(), foretoken_heads::Error>(())
+/// ```
+pub struct ModelSource {
+    path: PathBuf,
+    gguf: Option<Arc<GgufFile>>,
+    /// Whether the folder is as Meta publishes its models.
+    meta: bool,
+}
+
+impl ModelSource {
+    /// Looks at what `path` is. A file is read as GGUF, whatever its name; a folder without a
+    /// `config.json` but with a `params.json` and weights beside it as one of Meta's.
+    ///
+    /// # Errors
+    /// When there is nothing at `path`, or a file that is no whole GGUF file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let metadata = std::fs::metadata(path).map_err(|source| TrunkError::io(path, source))?;
+        let gguf = match metadata.is_dir() {
+            true => None,
+            false => Some(Arc::new(GgufFile::open(path)?)),
+        };
+        let meta =
+            gguf.is_none() && !path.join("config.json").exists() && MetaCheckpoint::is_in(path);
+        Ok(Self { path: path.to_owned(), gguf, meta })
+    }
+
+    /// The model.
+    ///
+    /// # Errors
+    /// When a file is missing, damaged, of a family that is not supported, or holds other tensors
+    /// than its model has.
+    pub fn model(&self, kind: Kind, device: Device) -> Result<MultiTokenModel> {
+        self.model_with_registry(&Registry::stock(), kind, device)
+    }
+
+    /// As [`ModelSource::model`], with head types of your own.
+    ///
+    /// # Errors
+    /// As [`ModelSource::model`].
+    pub fn model_with_registry(
+        &self,
+        registry: &Registry,
+        kind: Kind,
+        device: Device,
+    ) -> Result<MultiTokenModel> {
+        match &self.gguf {
+            Some(file) => MultiTokenModel::from_gguf(file, kind, device),
+            None if self.meta => MultiTokenModel::from_meta(&self.path, kind, device),
+            None => MultiTokenModel::load_with_registry(&self.path, registry, kind, device),
+        }
+    }
+
+    /// The tokenizer that belongs to the model.
+    ///
+    /// # Errors
+    /// When it is missing or cannot be made sense of.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let Some(file) = &self.gguf else {
+            let path = self.path.join("tokenizer.json");
+            if self.meta && !path.exists() {
+                let problem = "it is missing: Meta's tokenizer.model, a SentencePiece file, is not \
+                               read; convert it to a tokenizer.json first and put that here";
+                return Err(TrunkError::format(&path, problem).into());
+            }
+            return Ok(Tokenizer::from_file(&path)?);
+        };
+        Tokenizer::from_vocabulary(&vocabulary(file)?).map_err(|error| {
+            Error::Trunk(file.error(format!("its tokenizer cannot be used: {error}")))
+        })
+    }
+}
+
+/// What a file's metadata says of its tokenizer.
+fn vocabulary(file: &GgufFile) -> Result<Vocabulary> {
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let missing = |name: &str| file.error(format!("GGUF: the key {} is missing", key(name)));
+    let id = |name: &str| -> Result<Option<u32>> {
+        let id = file.unsigned(&key(name))?;
+        Ok(id.map(|id| u32::try_from(id).map_err(|_| missing(name))).transpose()?)
+    };
+    Ok(Vocabulary {
+        model: file.text(&key("model"))?.ok_or_else(|| missing("model"))?,
+        pre: file.text(&key("pre"))?,
+        tokens: file.texts(&key("tokens"))?.ok_or_else(|| missing("tokens"))?,
+        token_types: file
+            .numbers(&key("token_type"))?
+            .map(|types| types.into_iter().map(|kind| kind as i32).collect()),
+        scores: file
+            .numbers(&key("scores"))?
+            .map(|scores| scores.into_iter().map(|score| score as f32).collect()),
+        merges: file.texts(&key("merges"))?.unwrap_or_default(),
+        bos: id("bos_token_id")?,
+        eos: id("eos_token_id")?,
+        unknown: id("unknown_token_id")?,
+        add_bos: file.flag(&key("add_bos_token"))?,
+        add_eos: file.flag(&key("add_eos_token"))?,
+        add_space_prefix: file.flag(&key("add_space_prefix"))?,
+        chat_template: file.text("tokenizer.chat_template")?,
+    })
+}

@@ -1,0 +1,246 @@
+//! Models in the formats of other software.
+
+use foretoken_data::Tokenizer;
+use foretoken_heads::{
+    GgufNumbers, HeadsConfig, ModelConfig, ModelSource, MultiTokenModel, NewFolder, Registry,
+};
+use foretoken_trunk::io::read_safetensors;
+use foretoken_trunk::{Architecture, RopeScaling};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+const LLAMA3: RopeScaling = RopeScaling::Llama3 {
+    factor: 8.0,
+    low_freq_factor: 1.0,
+    high_freq_factor: 4.0,
+    original_context: 8192.0,
+};
+
+/// Sizes that GGUF's float32 holds, with more rows than the byte tokenizer has tokens.
+fn sizes(layers: usize) -> Architecture {
+    Architecture {
+        vocab: 270,
+        dim: 24,
+        layers,
+        kv_heads: 2,
+        ffn: 40,
+        context: 32,
+        norm_eps: f64::from(1e-5_f32),
+        ..Architecture::default()
+    }
+}
+
+/// A model whose norms and biases are random too.
+fn model(architecture: Architecture, heads: usize) -> MultiTokenModel {
+    let heads = HeadsConfig { kind: "block".into(), count: heads };
+    let config = ModelConfig { architecture, heads, end_of_text: Some(256) };
+    let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 5).unwrap();
+    for parameter in model.parameters() {
+        let _ = parameter.tensor.detach().uniform_(-1.0, 1.0);
+    }
+    model
+}
+
+fn medusa(count: usize) -> MultiTokenModel {
+    let heads = HeadsConfig { kind: "medusa".into(), count };
+    let model = model(sizes(3), 1).grow(&heads, &Registry::stock(), 1).unwrap();
+    for parameter in model.head_parameters() {
+        let _ = parameter.tensor.detach().uniform_(-1.0, 1.0);
+    }
+    model
+}
+
+fn export(model: &MultiTokenModel, path: &Path) {
+    model.export_gguf(path, "small", &Tokenizer::bytes(), GgufNumbers::Float32).unwrap();
+}
+
+fn open(path: &Path) -> MultiTokenModel {
+    ModelSource::open(path).unwrap().model(Kind::Float, Device::Cpu).unwrap()
+}
+
+/// The tensors of a model but for those of its heads beyond the first.
+fn stock(model: &MultiTokenModel) -> BTreeMap<String, Tensor> {
+    let parameters = model.parameters();
+    let all = parameters.iter().flat_map(|parameter| parameter.named().unwrap());
+    all.filter(|(name, _)| !name.starts_with("heads.")).collect()
+}
+
+#[test]
+fn a_gguf_file_gives_back_sizes_and_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let linear = RopeScaling::Linear { factor: 2.0 };
+    for (heads, architecture) in [
+        (1, sizes(3)),
+        (3, sizes(5)),
+        (1, Architecture { tied: true, ..sizes(3) }),
+        (1, Architecture { qkv_bias: true, tied: true, ..sizes(3) }),
+        (1, Architecture { head_dim: 8, attention_heads: 2, ..sizes(3) }),
+        (1, Architecture { rope_scaling: linear, ..sizes(3) }),
+        (1, Architecture { rope_scaling: LLAMA3, rope_theta: 500_000.0, ..sizes(3) }),
+    ] {
+        let saved = model(architecture.clone(), heads);
+        export(&saved, &path);
+        let read = open(&path);
+        let layers = architecture.layers + 1 - heads;
+        assert_eq!(read.config().architecture, Architecture { layers, ..architecture });
+        assert_eq!(read.config().heads.count, 1);
+        assert_eq!(read.config().end_of_text, Some(256));
+        assert_eq!(stock(&read), stock(&saved));
+        assert_eq!(read.stock_sha256().unwrap(), saved.stock_sha256().unwrap());
+    }
+}
+
+#[test]
+fn a_gguf_file_gives_back_the_tokenizer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    export(&model(sizes(3), 1), &path);
+    let tokenizer = ModelSource::open(&path).unwrap().tokenizer().unwrap();
+    assert_eq!((tokenizer.vocab_size(), tokenizer.end_of_text()), (270, Some(256)));
+    let text = "def é(x):<|endoftext|>\n  [PAD264]";
+    let bytes = Tokenizer::bytes();
+    assert_eq!(tokenizer.encode(text).unwrap(), bytes.encode(text).unwrap());
+    let ids = bytes.encode_with_specials(text).unwrap();
+    assert_eq!(tokenizer.encode_with_specials(text).unwrap(), ids);
+}
+
+#[test]
+fn float16_rounds_matrices_and_leaves_vectors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let saved = model(sizes(3), 1);
+    saved.export_gguf(&path, "small", &Tokenizer::bytes(), GgufNumbers::Float16).unwrap();
+    let read = stock(&open(&path));
+    for (name, tensor) in stock(&saved) {
+        let expected = match tensor.dim() {
+            2 => tensor.to_kind(Kind::Half).to_kind(Kind::Float),
+            _ => tensor,
+        };
+        assert_eq!(read[&name], expected, "{name}");
+    }
+}
+
+#[test]
+fn what_gguf_cannot_say_is_named_and_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let refused = |model: &MultiTokenModel, words: &[&str]| {
+        let numbers = GgufNumbers::Float16;
+        let error = model.export_gguf(&path, "small", &Tokenizer::bytes(), numbers).unwrap_err();
+        let error = error.to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        assert!(!path.exists());
+    };
+    let qwen = Architecture { qkv_bias: true, rope_scaling: LLAMA3, ..sizes(3) };
+    refused(&model(qwen, 1), &["GGUF", "qwen2"]);
+    refused(&model(Architecture { vocab: 200, ..sizes(3) }, 1), &["264", "200"]);
+    let large = model(sizes(3), 1);
+    let _ = large.unembedding().detach().fill_(70_000.0);
+    refused(&large, &["lm_head.weight", "float16"]);
+}
+
+#[test]
+fn medusa_heads_have_the_tensors_and_keys_that_vllm_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = medusa(4);
+    model.export_medusa(folder.path()).unwrap();
+    let tensors = read_safetensors(&folder.path().join("model.safetensors")).unwrap();
+    let tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
+    let names: Vec<&str> = tensors.keys().map(String::as_str).collect();
+    let expected = [
+        "blocks.0.layers.0.bias",
+        "blocks.0.layers.0.weight",
+        "blocks.1.layers.0.bias",
+        "blocks.1.layers.0.weight",
+        "blocks.2.layers.0.bias",
+        "blocks.2.layers.0.weight",
+        "lm_heads.0.weight",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(tensors["lm_heads.0.weight"], model.unembedding().detach());
+    let last = model.heads()[3].as_dense().unwrap();
+    assert_eq!(tensors["blocks.2.layers.0.weight"], last.weight.detach());
+    assert_eq!(tensors["blocks.2.layers.0.bias"], last.bias.unwrap().detach());
+
+    let config = fs::read(folder.path().join("config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    let expected = json!({
+        "architectures": ["MedusaModel"],
+        "model_type": "medusa",
+        "hidden_size": 24,
+        "vocab_size": 270,
+        "truncated_vocab_size": 270,
+        "num_heads": 3,
+        "num_hidden_layers": 1,
+        "medusa_fc_bias": true,
+        "original_lm_head": true,
+        "torch_dtype": "float32",
+    });
+    assert_eq!(config, expected);
+    // As vLLM reads keys: one of each, or the last one wins.
+    let keys: Vec<&String> = config.as_object().unwrap().keys().collect();
+    for part in ["heads", "layers"] {
+        let read = keys.iter().filter(|key| key.contains("num") && key.contains(part));
+        assert_eq!(read.count(), 1, "{part}");
+    }
+}
+
+#[test]
+fn a_draft_vocabulary_becomes_medusas_token_map() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut model = medusa(2);
+    model.set_draft_vocabulary(Some(vec![7, 256, 3])).unwrap();
+    model.export_medusa(folder.path()).unwrap();
+    let tensors = read_safetensors(&folder.path().join("model.safetensors")).unwrap();
+    let tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
+    let map = Tensor::from_slice(&[3i64, 7, 256]);
+    assert_eq!(tensors["token_map"], map);
+    let rows = model.unembedding().detach().index_select(0, &map);
+    assert_eq!(tensors["lm_heads.0.weight"], rows);
+    let config = fs::read_to_string(folder.path().join("config.json")).unwrap();
+    assert!(config.contains("\"truncated_vocab_size\": 3"), "{config}");
+    assert!(config.contains("\"vocab_size\": 270"), "{config}");
+}
+
+#[test]
+fn other_heads_than_medusas_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    for (model, word) in [(model(sizes(5), 3), "\"block\""), (model(sizes(3), 1), "no head")] {
+        let error = model.export_medusa(&out).unwrap_err().to_string();
+        assert!(error.contains("Medusa") && error.contains(word), "{error}");
+        assert!(!out.exists());
+    }
+}
+
+#[test]
+fn a_new_folder_is_whole_or_not_there_and_never_replaces_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = || {
+        let entries = fs::read_dir(dir.path()).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let out = dir.path().join("out");
+    let failed = NewFolder::at(&out).unwrap().fill(|folder| {
+        fs::write(folder.join("x"), "half").unwrap();
+        medusa(1).export_medusa(folder)
+    });
+    assert!(failed.is_err() && names().is_empty());
+
+    fs::create_dir(&out).unwrap();
+    NewFolder::at(&out).unwrap().fill(|folder| medusa(2).export_medusa(folder)).unwrap();
+    assert_eq!(names(), ["out"]);
+    assert!(out.join("config.json").exists());
+    fs::write(dir.path().join("file"), "").unwrap();
+    for taken in ["out", "file"] {
+        let error = NewFolder::at(&dir.path().join(taken)).unwrap_err().to_string();
+        assert!(error.contains(taken) && error.contains("something already"), "{error}");
+    }
+}

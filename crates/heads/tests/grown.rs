@@ -1,0 +1,321 @@
+//! Heads on a pretrained model: how they start, their file, their draft vocabulary, and published
+//! folders of other makers.
+
+use foretoken_heads::{
+    HeadsConfig, ModelConfig, ModelSource, MultiTokenModel, Registry, Result, Tap,
+};
+use foretoken_trunk::io::{read_safetensors, write_safetensors};
+use foretoken_trunk::{Architecture, RopeScaling};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+use tch::{Device, Kind, Tensor, no_grad};
+
+fn stock(change: impl Fn(&mut Architecture)) -> MultiTokenModel {
+    let mut architecture = Architecture {
+        vocab: 40,
+        dim: 24,
+        layers: 3,
+        kv_heads: 2,
+        head_dim: 6,
+        ffn: 40,
+        context: 32,
+        ..Architecture::default()
+    };
+    change(&mut architecture);
+    let heads = HeadsConfig { kind: "block".into(), count: 1 };
+    let config = ModelConfig { architecture, heads, end_of_text: Some(39) };
+    MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 5).unwrap()
+}
+
+fn grown(kind: &str, count: usize) -> MultiTokenModel {
+    let heads = HeadsConfig { kind: kind.into(), count };
+    stock(|_| ()).grow(&heads, &Registry::stock(), 1).unwrap()
+}
+
+fn logits(model: &MultiTokenModel, head: usize) -> Tensor {
+    let tokens = Tensor::arange(12, (Kind::Int64, Device::Cpu)).view([2, 6]);
+    model.logits(head, &model.hidden(&tokens).unwrap()).unwrap()
+}
+
+fn load(folder: &Path) -> Result<MultiTokenModel> {
+    MultiTokenModel::load(folder, Kind::Float, Device::Cpu)
+}
+
+fn config_of(folder: &Path) -> Value {
+    serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap()
+}
+
+fn write_config(folder: &Path, config: &Value) {
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+}
+
+/// Moves a head away from where it started.
+fn train_a_little(model: &MultiTokenModel) {
+    for parameter in model.head_parameters() {
+        no_grad(|| {
+            let noise = parameter.tensor.randn_like() * 0.1;
+            _ = parameter.tensor.shallow_clone().g_add_(&noise);
+        });
+    }
+}
+
+#[test]
+fn new_heads_start_out_as_the_models_own_and_leave_it_as_it_is() {
+    let before = logits(&stock(|_| ()), 0);
+    for (kind, layers) in [("block", 5), ("medusa", 3), ("linear", 3)] {
+        let model = grown(kind, 3);
+        assert_eq!(model.config().architecture.layers, layers, "{kind}");
+        assert_eq!(logits(&model, 0), before, "{kind}");
+        for head in 1..3 {
+            let difference = (logits(&model, head) - &before).abs().max().double_value(&[]);
+            assert!(difference < 1e-5, "{kind} {head}: {difference}");
+        }
+        let tap = model.head(1).unwrap().tap();
+        assert_eq!(tap == Tap::TrunkOutput, kind == "block");
+        assert_eq!(model.head(1).unwrap().as_dense().is_some(), kind != "block");
+    }
+}
+
+#[test]
+fn heads_are_joined_to_the_model_that_they_were_trained_on_and_to_no_other() {
+    for kind in ["block", "medusa", "linear"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("heads.safetensors");
+        let mut model = grown(kind, 3);
+        train_a_little(&model);
+        model.set_draft_vocabulary(Some(vec![7, 3, 3, 20])).unwrap();
+        model.save_heads(&path).unwrap();
+
+        let joined = stock(|_| ()).with_heads(&path, &Registry::stock()).unwrap();
+        assert_eq!(joined.config(), model.config());
+        for head in 0..3 {
+            assert_eq!(logits(&joined, head), logits(&model, head));
+        }
+        assert_eq!(joined.draft_vocabulary().unwrap().tokens(), [3, 7, 20]);
+        // A folder that has such a file will do.
+        stock(|_| ()).with_heads(folder.path(), &Registry::stock()).unwrap();
+
+        let other = stock(|_| ());
+        no_grad(|| _ = other.final_norm().shallow_clone().g_mul_scalar_(1.5));
+        let error = other.with_heads(&path, &Registry::stock()).unwrap_err().to_string();
+        assert!(error.contains("another model") && error.contains("heads.safetensors"), "{error}");
+    }
+}
+
+#[test]
+fn a_grown_model_survives_its_folder() {
+    for kind in ["block", "medusa", "linear"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut model = grown(kind, 4);
+        train_a_little(&model);
+        model.set_draft_vocabulary(Some(vec![1, 2, 30])).unwrap();
+        model.save(folder.path()).unwrap();
+        let loaded = load(folder.path()).unwrap();
+        for head in 0..4 {
+            assert_eq!(logits(&loaded, head), logits(&model, head), "{kind}");
+        }
+        assert_eq!(loaded.draft_vocabulary().unwrap().tokens(), [1, 2, 30]);
+        assert_eq!(loaded.stock_sha256().unwrap(), stock(|_| ()).stock_sha256().unwrap());
+    }
+}
+
+#[test]
+fn drafts_come_from_the_draft_vocabulary_and_head_0_from_all() {
+    let mut model = grown("block", 3);
+    train_a_little(&model);
+    model.set_draft_vocabulary(Some(vec![2, 5, 11, 39])).unwrap();
+    let tokens = Tensor::arange(12, (Kind::Int64, Device::Cpu)).view([2, 6]);
+    let hidden = model.hidden(&tokens).unwrap();
+    assert_eq!(
+        model.best_tokens(0, &hidden).unwrap(),
+        model.logits(0, &hidden).unwrap().argmax(-1, false)
+    );
+    for head in 1..3 {
+        let best =
+            Vec::<i64>::try_from(model.best_tokens(head, &hidden).unwrap().view([-1])).unwrap();
+        let all = model.logits(head, &hidden).unwrap().view([-1, 40]);
+        for (row, best) in best.into_iter().enumerate() {
+            let row = Vec::<f64>::try_from(all.get(row as i64).to_kind(Kind::Double)).unwrap();
+            let expected = [2, 5, 11, 39].into_iter().max_by(|&a, &b| row[a].total_cmp(&row[b]));
+            assert_eq!(Some(best as usize), expected);
+        }
+    }
+    for wrong in [vec![], vec![40]] {
+        let error = model.set_draft_vocabulary(Some(wrong)).unwrap_err().to_string();
+        assert!(error.contains("below 40"), "{error}");
+    }
+}
+
+#[test]
+fn a_damaged_heads_file_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("heads.safetensors");
+    let mut model = grown("block", 3);
+    model.set_draft_vocabulary(Some(vec![3])).unwrap();
+    model.save_heads(&path).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    for len in [0, 100, bytes.len() - 1] {
+        fs::write(&path, &bytes[..len]).unwrap();
+        let error = stock(|_| ()).with_heads(&path, &Registry::stock()).unwrap_err().to_string();
+        assert!(error.contains("heads.safetensors"), "{error}");
+    }
+    // A plain file of tensors, which does not say what it is.
+    write_safetensors(
+        &path,
+        &[("heads.1.x".to_owned(), Tensor::zeros([2], (Kind::Float, Device::Cpu)))],
+    )
+    .unwrap();
+    let error = stock(|_| ()).with_heads(&path, &Registry::stock()).unwrap_err().to_string();
+    assert!(error.contains("does not say"), "{error}");
+}
+
+/// The files of a model as Hugging Face's `save_pretrained` leaves them when it splits a model.
+fn shard(folder: &Path) {
+    let whole = folder.join("model.safetensors");
+    let tensors = read_safetensors(&whole).unwrap();
+    let (first, second) = tensors.split_at(tensors.len() / 2);
+    let mut map = serde_json::Map::new();
+    for (name, part) in
+        [("model-00001-of-00002.safetensors", first), ("model-00002-of-00002.safetensors", second)]
+    {
+        let part: Vec<(String, Tensor)> =
+            part.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+        write_safetensors(&folder.join(name), &part).unwrap();
+        map.extend(part.into_iter().map(|(tensor, _)| (tensor, json!(name))));
+    }
+    fs::remove_file(whole).unwrap();
+    let index = json!({"metadata": {}, "weight_map": map});
+    fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+}
+
+#[test]
+fn a_published_folder_is_read_whatever_it_is_split_into() {
+    let scaling = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_context: 16.0,
+    };
+    for (tied, qkv_bias, rope_scaling) in [
+        (false, false, RopeScaling::None),
+        (true, false, scaling),
+        (true, true, RopeScaling::Linear { factor: 2.0 }),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let model = stock(|sizes| {
+            (sizes.tied, sizes.qkv_bias, sizes.rope_scaling) = (tied, qkv_bias, rope_scaling);
+        });
+        for parameter in model.parameters().iter().filter(|p| p.tensor.dim() == 1) {
+            no_grad(|| {
+                let noise = parameter.tensor.randn_like() * 0.3;
+                _ = parameter.tensor.shallow_clone().g_add_(&noise);
+            });
+        }
+        model.save(folder.path()).unwrap();
+        let mut config = config_of(folder.path());
+        config.as_object_mut().unwrap().remove("foretoken");
+        assert_eq!(config["model_type"], if qkv_bias { "qwen2" } else { "llama" });
+        if rope_scaling == scaling {
+            // As files of before transformers 5 have it.
+            let mut section = config.as_object_mut().unwrap().remove("rope_parameters").unwrap();
+            section.as_object_mut().unwrap().remove("rope_theta");
+            config["rope_scaling"] = section;
+        }
+        write_config(folder.path(), &config);
+        shard(folder.path());
+        let loaded = load(folder.path()).unwrap();
+        assert_eq!(loaded.config(), model.config());
+        assert_eq!(logits(&loaded, 0), logits(&model, 0));
+        assert_eq!(loaded.parameter_count(), model.parameter_count());
+    }
+}
+
+#[test]
+fn what_an_index_and_its_shards_disagree_on_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    stock(|_| ()).save(folder.path()).unwrap();
+    shard(folder.path());
+    let path = folder.path().join("model.safetensors.index.json");
+    let index: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let refused = |change: &dyn Fn(&mut Value), word: &str| {
+        let mut index = index.clone();
+        change(&mut index);
+        fs::write(&path, index.to_string()).unwrap();
+        let error = load(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+        assert_eq!(error.lines().count(), 1);
+    };
+    refused(&|index| index["weight_map"] = json!(3), "weight_map");
+    refused(
+        &|index| index["weight_map"]["lm_head.weight"] = json!("../x.safetensors"),
+        "same folder",
+    );
+    refused(
+        &|index| index["weight_map"]["lm_head.weight"] = json!("none.safetensors"),
+        "none.safetensors",
+    );
+    refused(
+        &|index| index["weight_map"]["lm_head.weight"] = json!("model-00002-of-00002.safetensors"),
+        "lm_head.weight",
+    );
+}
+
+#[test]
+fn a_tied_folder_may_store_the_unembedding_if_it_is_the_embedding() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = stock(|sizes| sizes.tied = true);
+    model.save(folder.path()).unwrap();
+    let path = folder.path().join("model.safetensors");
+    let mut tensors = read_safetensors(&path).unwrap();
+    tensors.push(("lm_head.weight".to_owned(), model.unembedding().detach()));
+    write_safetensors(&path, &tensors).unwrap();
+    assert_eq!(logits(&load(folder.path()).unwrap(), 0), logits(&model, 0));
+    tensors.last_mut().unwrap().1 = model.unembedding().detach() * 2.0;
+    write_safetensors(&path, &tensors).unwrap();
+    let error = load(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("lm_head.weight") && error.contains("differs"), "{error}");
+}
+
+#[test]
+fn a_source_that_is_nothing_known_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = ModelSource::open(&folder.path().join("none.gguf"));
+    assert!(missing.err().unwrap().to_string().contains("none.gguf"));
+    let path = folder.path().join("text.gguf");
+    fs::write(&path, "Just a text, no model.").unwrap();
+    let error = ModelSource::open(&path).err().unwrap().to_string();
+    assert!(error.contains("text.gguf") && error.contains("another format"), "{error}");
+}
+
+proptest! {
+    // `PROPTEST_CASES=100000 cargo test -p foretoken-heads --test grown` for a long run.
+    #[test]
+    fn damaged_indices_end_in_an_error_or_a_model(
+        changes in prop::collection::vec((0usize..4000, any::<u8>()), 1..5),
+        cut in prop::option::of(0usize..4000),
+    ) {
+        thread_local! {
+            static WHOLE: (tempfile::TempDir, Vec<u8>) = {
+                let folder = tempfile::tempdir().unwrap();
+                stock(|_| ()).save(folder.path()).unwrap();
+                shard(folder.path());
+                let bytes = fs::read(folder.path().join("model.safetensors.index.json")).unwrap();
+                (folder, bytes)
+            };
+        }
+        WHOLE.with(|(folder, whole)| {
+            let mut bytes = whole.clone();
+            for (at, value) in changes {
+                let at = at % bytes.len();
+                bytes[at] = value;
+            }
+            bytes.truncate(cut.unwrap_or(usize::MAX));
+            fs::write(folder.path().join("model.safetensors.index.json"), &bytes).unwrap();
+            if let Err(error) = load(folder.path()) {
+                assert_eq!(error.to_string().lines().count(), 1);
+            }
+        });
+    }
+}

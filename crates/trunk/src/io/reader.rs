@@ -1,0 +1,121 @@
+//! Weights handed out by name, each exactly once.
+
+use crate::{Error, Parameter, Result};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+
+/// Files that hold tensors, under the stock Llama names where they are a model's.
+///
+/// A new file format is an implementation of this.
+pub trait WeightSource {
+    /// The names of all tensors.
+    fn names(&self) -> Vec<String>;
+
+    /// The file that holds a tensor, or the first one; what errors name.
+    fn path(&self, name: &str) -> PathBuf;
+
+    /// Numbers of all tensors together.
+    fn numbers(&self) -> usize;
+
+    /// The shape of a tensor.
+    ///
+    /// # Errors
+    /// When there is no such tensor.
+    fn shape(&self, name: &str) -> Result<Vec<i64>>;
+
+    /// Fills `view`, which has the tensor's shape, converting the number format.
+    ///
+    /// # Errors
+    /// When there is no such tensor or its number format is not supported.
+    fn copy_to(&self, name: &str, view: &mut Tensor) -> Result<()>;
+}
+
+/// A source of which every tensor has to be used, and used once.
+pub struct WeightReader {
+    source: Box<dyn WeightSource>,
+    /// What has not been taken yet.
+    left: BTreeSet<String>,
+}
+
+impl WeightReader {
+    /// Reads from `source`.
+    pub fn new(source: Box<dyn WeightSource>) -> Self {
+        let left = source.names().into_iter().collect();
+        Self { source, left }
+    }
+
+    /// Refuses files that together hold fewer numbers than the model needs, before memory is taken
+    /// for it.
+    ///
+    /// # Errors
+    /// When the files are too small.
+    pub fn check_size(&self, needed: usize) -> Result<()> {
+        let numbers = self.source.numbers();
+        if numbers < needed {
+            let problem = format!(
+                "holds {numbers} numbers, but the model that its config describes has {needed}"
+            );
+            return Err(Error::format(&self.source.path(""), problem));
+        }
+        Ok(())
+    }
+
+    /// Whether a tensor is there and was not taken.
+    pub fn has(&self, name: &str) -> bool {
+        self.left.contains(name)
+    }
+
+    /// Passes over tensors that are no weights, such as stored rotary frequencies.
+    pub fn pass_over(&mut self, what: impl Fn(&str) -> bool) {
+        self.left.retain(|name| !what(name));
+    }
+
+    /// Fills a parameter's parts from the tensors of their names, converting the number format.
+    ///
+    /// # Errors
+    /// When a tensor is missing or its shape differs.
+    pub fn fill(&mut self, parameter: &Parameter) -> Result<()> {
+        for (name, mut view) in parameter.named()? {
+            self.fill_view(&name, &mut view)?;
+        }
+        Ok(())
+    }
+
+    /// Fills `view` from the tensor `name`.
+    ///
+    /// # Errors
+    /// When the tensor is missing, was taken before, or its shape differs.
+    pub fn fill_view(&mut self, name: &str, view: &mut Tensor) -> Result<()> {
+        if !self.left.remove(name) {
+            return Err(tensor_error(&self.source.path(name), name, "is missing"));
+        }
+        let shape = self.source.shape(name)?;
+        if shape != view.size() {
+            let problem = format!("expected the shape {:?}, found {shape:?}", view.size());
+            return Err(tensor_error(&self.source.path(name), name, problem));
+        }
+        self.source.copy_to(name, view)
+    }
+
+    /// Ends the reading: every tensor must have been taken.
+    ///
+    /// # Errors
+    /// Names a tensor that the model has no place for.
+    pub fn finish(self) -> Result<()> {
+        match self.left.first() {
+            None => Ok(()),
+            Some(name) => {
+                let problem = format!(
+                    "the model that its config describes has no place for it ({} such in all)",
+                    self.left.len()
+                );
+                Err(tensor_error(&self.source.path(name), name, problem))
+            }
+        }
+    }
+}
+
+pub(super) fn tensor_error(path: &Path, name: &str, problem: impl Into<String>) -> Error {
+    Error::Tensor { path: path.to_owned(), name: name.to_owned(), problem: problem.into() }
+}

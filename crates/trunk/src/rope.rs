@@ -1,0 +1,195 @@
+//! How rotary frequencies are stretched for contexts longer than those of the first training.
+
+use crate::{Architecture, Error, Result};
+use foretoken_kernels::rotary_frequencies;
+use serde_json::{Map, Value, json};
+use std::f64::consts::TAU;
+use std::path::Path;
+
+/// A change of the rotary frequencies ω.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum RopeScaling {
+    /// None.
+    #[default]
+    None,
+    /// All are divided by `factor`.
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// Llama 3.1's: waves longer than `original_context / low_freq_factor` are stretched by
+    /// `factor`, those shorter than `original_context / high_freq_factor` are left, and in between
+    /// it goes over from one to the other.
+    Llama3 {
+        /// The divisor of slow frequencies.
+        factor: f64,
+        /// Waves that fit fewer times into the original context are slow.
+        low_freq_factor: f64,
+        /// Waves that fit more times are fast.
+        high_freq_factor: f64,
+        /// Positions of the first training.
+        original_context: f64,
+    },
+}
+
+impl RopeScaling {
+    /// Changes the frequencies.
+    pub fn apply(&self, frequencies: &mut [f64]) {
+        match *self {
+            Self::None => (),
+            Self::Linear { factor } => frequencies.iter_mut().for_each(|w| *w /= factor),
+            Self::Llama3 {
+                factor,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_context,
+            } => {
+                for w in frequencies {
+                    // How often the wave fits into the original context.
+                    let turns = original_context * *w / TAU;
+                    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    *w = kept * *w + (1.0 - kept) * *w / factor;
+                }
+            }
+        }
+    }
+
+    /// Llama 3's scaling from the factors that it divides the frequencies by, as GGUF files have
+    /// them; `None` where the factors are of another kind.
+    pub(crate) fn from_factors(factors: &[f64], sizes: &Architecture) -> Option<Self> {
+        let factor = factors.iter().copied().fold(1.0, f64::max);
+        let plain = rotary_frequencies(sizes.head_width(), sizes.rope_theta);
+        let guess = Self::Llama3 {
+            factor,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_context: 8192.0,
+        };
+        let mut scaled = plain.clone();
+        guess.apply(&mut scaled);
+        let agree = plain.iter().zip(&scaled).zip(factors).all(|((plain, scaled), factor)| {
+            // The factors are in float32.
+            (plain / factor - scaled).abs() <= 1e-6 * scaled
+        });
+        agree.then_some(guess)
+    }
+
+    /// Reads it from a `config.json`, old style (`rope_scaling`) or new (`rope_parameters`).
+    pub(crate) fn from_config(config: &Map<String, Value>, path: &Path) -> Result<Self> {
+        let section = ["rope_scaling", "rope_parameters"]
+            .into_iter()
+            .find_map(|key| config.get(key).and_then(Value::as_object));
+        let Some(section) = section else { return Ok(Self::None) };
+        let kind = ["rope_type", "type"].into_iter().find_map(|key| section.get(key)?.as_str());
+        let number = |key: &str| {
+            let number = section.get(key).and_then(Value::as_f64);
+            number.filter(|n| n.is_finite() && *n > 0.0).ok_or_else(|| {
+                Error::format(
+                    path,
+                    format!("{key} of the rotary scaling must be a positive number"),
+                )
+            })
+        };
+        match kind {
+            None | Some("default") => Ok(Self::None),
+            Some("linear") => Ok(Self::Linear { factor: number("factor")? }),
+            Some("llama3") => Ok(Self::Llama3 {
+                factor: number("factor")?,
+                low_freq_factor: number("low_freq_factor")?,
+                high_freq_factor: number("high_freq_factor")?,
+                original_context: number("original_max_position_embeddings")?,
+            }),
+            Some(other) => {
+                let problem = format!(
+                    "rotary scaling of type {other:?} is not supported; default, linear and llama3 are"
+                );
+                Err(Error::format(path, problem))
+            }
+        }
+    }
+
+    /// The section `rope_parameters` of a `config.json`.
+    pub(crate) fn to_parameters(self, theta: f64) -> Value {
+        match self {
+            Self::None => json!({"rope_type": "default", "rope_theta": theta}),
+            Self::Linear { factor } => {
+                json!({"rope_type": "linear", "rope_theta": theta, "factor": factor})
+            }
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => json!({
+                "rope_type": "llama3",
+                "rope_theta": theta,
+                "factor": factor,
+                "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor,
+                "original_max_position_embeddings": original_context,
+            }),
+        }
+    }
+
+    /// Checks that it can be computed with.
+    pub(crate) fn validate(&self) -> Result<()> {
+        let fits = match *self {
+            Self::None => true,
+            Self::Linear { factor } => factor.is_finite() && factor > 0.0,
+            Self::Llama3 {
+                factor,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_context,
+            } => factor.is_finite() && factor > 0.0 && original_context > 0.0 && high > low,
+        };
+        if fits {
+            return Ok(());
+        }
+        Err(Error::config(
+            "rope_scaling",
+            "factors must be positive, and high_freq_factor the larger",
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Llama 3.1 8B's, by the piecewise formula of its own definition in wavelengths.
+    #[test]
+    fn llama_3_scaling_is_the_published_one() {
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_context: 8192.0,
+        };
+        let plain = rotary_frequencies(128, 500_000.0);
+        let mut scaled = plain.clone();
+        scaling.apply(&mut scaled);
+        let mut kinds = [0; 3];
+        for (w, scaled) in plain.iter().zip(&scaled) {
+            let wavelength = TAU / w;
+            let expected = if wavelength < 8192.0 / 4.0 {
+                kinds[0] += 1;
+                *w
+            } else if wavelength > 8192.0 {
+                kinds[1] += 1;
+                w / 8.0
+            } else {
+                kinds[2] += 1;
+                let smooth = (8192.0 / wavelength - 1.0) / 3.0;
+                (1.0 - smooth) * w / 8.0 + smooth * w
+            };
+            assert!((scaled - expected).abs() <= 1e-14 * expected);
+        }
+        assert!(kinds.iter().all(|&n| n > 0), "{kinds:?}");
+        let sizes = Architecture {
+            dim: 4096,
+            attention_heads: 32,
+            rope_theta: 500_000.0,
+            ..Architecture::default()
+        };
+        let factors: Vec<f64> =
+            plain.iter().zip(&scaled).map(|(w, s)| f64::from((w / s) as f32)).collect();
+        assert_eq!(RopeScaling::from_factors(&factors, &sizes), Some(scaling));
+        assert_eq!(RopeScaling::from_factors(&[1.0, 2.0, 3.0], &sizes), None);
+    }
+}
