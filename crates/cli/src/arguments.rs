@@ -24,20 +24,14 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
-/// The commands.
+/// The commands; what each does stands at its arguments, where clap takes it from.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Train a model as a config says
     Train(TrainArguments),
-    /// Continue a prompt
     Generate(GenerateArguments),
-    /// Write every head's logits for a prompt
     Logits(LogitsArguments),
-    /// Write a model in a format of other software
     Export(ExportArguments),
-    /// Write a model, and heads that were trained for it, as a model folder
     Import(ImportArguments),
-    /// Run one of the paper's experiments and write its report
     Reproduce(ReproduceArguments),
 }
 
@@ -53,6 +47,7 @@ pub(crate) enum DeviceName {
 /// `foretoken train`.
 #[derive(Debug, Args)]
 #[command(
+    about = "Train a model as a config says",
     long_about = "Train a model as a config says.\n\n\
         The config is TOML with the sections [model] (layers in all, attention_heads, kv_heads, \
         dim, ffn, context), [heads] (type, count), [data] (corpus, or path to a file or folder of \
@@ -109,6 +104,7 @@ pub(crate) enum DecodingName {
 /// `foretoken generate`.
 #[derive(Debug, Args)]
 #[command(
+    about = "Continue a prompt",
     long_about = "Continue a prompt.\n\n\
         The model's heads draft the next tokens and the next forward pass verifies them all at \
         once, so the text is that of plain decoding, sooner. The first steps of a text measure \
@@ -184,6 +180,7 @@ pub(crate) struct GenerateArguments {
 /// `foretoken logits`.
 #[derive(Debug, Args)]
 #[command(
+    about = "Write every head's logits for a prompt",
     long_about = "Write every head's logits for a prompt, to compare with other software.\n\n\
         The file has the tensors tokens [seq] (int64) and logits [heads, seq, vocab] (float32): \
         logits[i, t] is about the token at position t + i + 1.",
@@ -217,6 +214,7 @@ pub(crate) enum FormatName {
 /// `foretoken export`.
 #[derive(Debug, Args)]
 #[command(
+    about = "Write a model in a format of other software",
     long_about = "Write a model in a format of other software.\n\n\
         gguf: a file for llama.cpp with the next-token model (trunk and first head), its tokenizer \
         and its chat template, in float32 or float16. The heads beyond the first don't go into it: \
@@ -253,6 +251,7 @@ pub(crate) struct ExportArguments {
 /// `foretoken import`.
 #[derive(Debug, Args)]
 #[command(
+    about = "Write a model, and heads that were trained for it, as a model folder",
     long_about = "Write a model, and heads that were trained for it, as a model folder.\n\n\
         The folder has the weights in float32, the config and the tokenizer. transformers opens it \
         unchanged as a next-token model; heads beyond the first lie in a file of their own, \
@@ -292,6 +291,7 @@ pub(crate) enum PresetName {
 /// `foretoken reproduce`.
 #[derive(Debug, Args)]
 #[command(
+    about = "Run one of the paper's experiments and write its report",
     long_about = "Run one of the paper's experiments and write its report.\n\n\
         OUT/EXPERIMENT/PRESET/ gets report.json, report.md, report.html and the trained models. A \
         run that was interrupted goes on where it was when it is called again.",

@@ -13,9 +13,17 @@ use serde_json::Value;
 fn help_names_every_command_and_shows_examples() {
     let place = Place::new();
     let help = text(&place.run(&["--help"]));
-    for command in ["train", "generate", "logits", "reproduce"] {
+    for (command, explained) in [
+        ("train", "Ctrl-C saves"),
+        ("generate", "tokens_per_forward"),
+        ("logits", "float32"),
+        ("export", "llama.cpp"),
+        ("import", "dequantised"),
+        ("reproduce", "report.html"),
+    ] {
         assert!(help.contains(command));
         let help = text(&place.run(&[command, "--help"]));
+        assert!(help.contains(explained), "{help}");
         assert!(help.contains("Example") && help.contains("foretoken "), "{help}");
     }
 }

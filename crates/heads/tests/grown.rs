@@ -10,7 +10,14 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard};
 use tch::{Device, Kind, Tensor, no_grad};
+
+/// Weights come from libtorch's one generator, so tests that make the same model twice take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
 
 fn stock(change: impl Fn(&mut Architecture)) -> MultiTokenModel {
     let mut architecture = Architecture {
@@ -63,6 +70,7 @@ fn train_a_little(model: &MultiTokenModel) {
 
 #[test]
 fn new_heads_start_out_as_the_models_own_and_leave_it_as_it_is() {
+    let _turn = turn();
     let before = logits(&stock(|_| ()), 0);
     for (kind, layers) in [("block", 5), ("medusa", 3), ("linear", 3)] {
         let model = grown(kind, 3);
@@ -80,6 +88,7 @@ fn new_heads_start_out_as_the_models_own_and_leave_it_as_it_is() {
 
 #[test]
 fn heads_are_joined_to_the_model_that_they_were_trained_on_and_to_no_other() {
+    let _turn = turn();
     for kind in ["block", "medusa", "linear"] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("heads.safetensors");
@@ -106,6 +115,7 @@ fn heads_are_joined_to_the_model_that_they_were_trained_on_and_to_no_other() {
 
 #[test]
 fn a_grown_model_survives_its_folder() {
+    let _turn = turn();
     for kind in ["block", "medusa", "linear"] {
         let folder = tempfile::tempdir().unwrap();
         let mut model = grown(kind, 4);
@@ -123,6 +133,7 @@ fn a_grown_model_survives_its_folder() {
 
 #[test]
 fn drafts_come_from_the_draft_vocabulary_and_head_0_from_all() {
+    let _turn = turn();
     let mut model = grown("block", 3);
     train_a_little(&model);
     model.set_draft_vocabulary(Some(vec![2, 5, 11, 39])).unwrap();
@@ -150,6 +161,7 @@ fn drafts_come_from_the_draft_vocabulary_and_head_0_from_all() {
 
 #[test]
 fn a_damaged_heads_file_is_named() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("heads.safetensors");
     let mut model = grown("block", 3);
@@ -192,6 +204,7 @@ fn shard(folder: &Path) {
 
 #[test]
 fn a_published_folder_is_read_whatever_it_is_split_into() {
+    let _turn = turn();
     let scaling = RopeScaling::Llama3 {
         factor: 8.0,
         low_freq_factor: 1.0,
@@ -234,6 +247,7 @@ fn a_published_folder_is_read_whatever_it_is_split_into() {
 
 #[test]
 fn what_an_index_and_its_shards_disagree_on_is_named() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     stock(|_| ()).save(folder.path()).unwrap();
     shard(folder.path());
@@ -264,6 +278,7 @@ fn what_an_index_and_its_shards_disagree_on_is_named() {
 
 #[test]
 fn a_tied_folder_may_store_the_unembedding_if_it_is_the_embedding() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let model = stock(|sizes| sizes.tied = true);
     model.save(folder.path()).unwrap();
@@ -280,6 +295,7 @@ fn a_tied_folder_may_store_the_unembedding_if_it_is_the_embedding() {
 
 #[test]
 fn a_source_that_is_nothing_known_is_refused() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let missing = ModelSource::open(&folder.path().join("none.gguf"));
     assert!(missing.err().unwrap().to_string().contains("none.gguf"));
@@ -296,6 +312,7 @@ proptest! {
         changes in prop::collection::vec((0usize..4000, any::<u8>()), 1..5),
         cut in prop::option::of(0usize..4000),
     ) {
+        let _turn = turn();
         thread_local! {
             static WHOLE: (tempfile::TempDir, Vec<u8>) = {
                 let folder = tempfile::tempdir().unwrap();

@@ -28,7 +28,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file's content is not what its format promises.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {}", path.display(), one_line(problem))]
     Format {
         /// The file.
         path: PathBuf,
@@ -36,7 +36,7 @@ pub enum Error {
         problem: String,
     },
     /// A tensor is missing, unknown, or of the wrong shape.
-    #[error("{}: tensor {name}: {problem}", path.display())]
+    #[error("{}: tensor {}: {}", path.display(), name.escape_debug(), one_line(problem))]
     Tensor {
         /// The file.
         path: PathBuf,
@@ -65,4 +65,13 @@ impl Error {
     pub fn config(key: &str, problem: impl Into<String>) -> Self {
         Self::Config { key: key.to_owned(), problem: problem.into() }
     }
+}
+
+/// A text from a file in one line: a damaged file's names may have line ends in them.
+fn one_line(text: &str) -> String {
+    let shown = |c: char| match c.is_control() {
+        true => c.escape_debug().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(shown).collect()
 }

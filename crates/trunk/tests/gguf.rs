@@ -137,7 +137,7 @@ fn what_is_missing_or_has_no_place_is_named() {
     for i in 0..tensors().len() {
         let mut fewer = tensors();
         let (name, _) = fewer.remove(i);
-        let word = if name == "token_embd.weight" { "token_embd" } else { "numbers" };
+        let word = if name == "token_embd.weight" { "token_embd" } else { "is missing" };
         refused(&metadata(), &fewer, &[word]);
     }
     let mut renamed = tensors();
