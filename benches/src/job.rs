@@ -58,7 +58,13 @@ impl Job {
             .with_context(|| format!("cannot write {}", path.display()))?;
         let seed = config.train.seed as i64;
         let model = MultiTokenModel::new(&model_config, Kind::Float, Device::Cpu, seed)?;
-        Ok(model.save(&self.folder.join("model"))?)
+        let folder = self.folder.join("model");
+        if folder.exists() {
+            // A former job's heads would lie beside a model that has none.
+            std::fs::remove_dir_all(&folder)
+                .with_context(|| format!("cannot remove {}", folder.display()))?;
+        }
+        Ok(model.save(&folder)?)
     }
 
     /// The recipe.
