@@ -39,14 +39,14 @@ pub(crate) fn build(
     let blocks = model.trunk().blocks.iter().map(Lent::Block);
     let parts = blocks.chain(model.heads().iter().map(|head| Lent::Head(head.as_ref())));
     let ends = Ends {
-        embedding: &model.trunk().embed_tokens,
-        norm: model.final_norm(),
-        unembedding: model.unembedding(),
-        drafts: model.draft_vocabulary(),
+        embedding: model.trunk().embed_tokens.shallow_clone(),
+        norm: model.final_norm().shallow_clone(),
+        unembedding: model.unembedding().shallow_clone(),
+        drafts: model.draft_vocabulary().map(Drafts::of),
     };
     Ok(Some(match model.kind() {
-        Kind::Double => Box::new(CpuEngine::<f64>::new(&plan, parts, &ends)?),
-        _ => Box::new(CpuEngine::<f32>::new(&plan, parts, &ends)?),
+        Kind::Double => Box::new(CpuEngine::<f64>::new(&plan, parts, ends)?),
+        _ => Box::new(CpuEngine::<f32>::new(&plan, parts, ends)?),
     }))
 }
 
@@ -63,14 +63,15 @@ pub(crate) fn build_from(
     let blocks = trunk.blocks.into_iter().map(Given::Block);
     let parts = blocks.chain(heads.into_iter().map(Given::Head));
     let ends = Ends {
-        embedding: &trunk.embed_tokens,
-        norm: &final_norm,
-        unembedding: &unembedding,
-        drafts: draft_vocabulary.as_ref(),
+        embedding: trunk.embed_tokens,
+        norm: final_norm,
+        unembedding,
+        drafts: draft_vocabulary.as_ref().map(Drafts::of),
     };
+    drop(draft_vocabulary);
     Ok(Ok(match kind {
-        Kind::Double => Box::new(CpuEngine::<f64>::new(&plan, parts, &ends)?),
-        _ => Box::new(CpuEngine::<f32>::new(&plan, parts, &ends)?),
+        Kind::Double => Box::new(CpuEngine::<f64>::new(&plan, parts, ends)?),
+        _ => Box::new(CpuEngine::<f32>::new(&plan, parts, ends)?),
     }))
 }
 
@@ -124,11 +125,24 @@ impl Part for Given {
 }
 
 /// What comes before and after the blocks.
-struct Ends<'m> {
-    embedding: &'m Tensor,
-    norm: &'m Tensor,
-    unembedding: &'m Tensor,
-    drafts: Option<&'m DraftVocabulary>,
+struct Ends {
+    embedding: Tensor,
+    norm: Tensor,
+    unembedding: Tensor,
+    drafts: Option<Drafts>,
+}
+
+/// What drafts are chosen from.
+struct Drafts {
+    tokens: Vec<u32>,
+    unembedding: Tensor,
+}
+
+impl Drafts {
+    fn of(vocabulary: &DraftVocabulary) -> Self {
+        let unembedding = vocabulary.unembedding().shallow_clone();
+        Self { tokens: vocabulary.tokens().to_vec(), unembedding }
+    }
 }
 
 /// What an engine is built by.
@@ -265,8 +279,35 @@ struct CpuEngine<T> {
 }
 
 impl<T: Weight> CpuEngine<T> {
-    fn new<P: Part>(plan: &Plan, parts: impl Iterator<Item = P>, ends: &Ends<'_>) -> Result<Self> {
+    /// Packs the ends first and lets their tensors go: the unembedding is the largest matrix, and
+    /// in memory twice while it is packed.
+    fn new<P: Part>(plan: &Plan, parts: impl Iterator<Item = P>, ends: Ends) -> Result<Self> {
         let Plan { sizes, shape, heads, .. } = plan;
+        let norm = T::read(&ends.norm)?;
+        let unembedding = |tensor: &Tensor, format| -> Result<Unembedding<T>> {
+            let outputs = tensor.size2()?.0 as usize;
+            Ok(Unembedding {
+                norm: RmsNorm::new(&norm, sizes.norm_eps),
+                product: T::with(tensor, |weights| {
+                    PackedLinear::pack(weights, outputs, shape.dim, format)
+                })?,
+            })
+        };
+        let exact = unembedding(&ends.unembedding, WeightFormat::Full)?;
+        let drafting = match &ends.drafts {
+            _ if *heads == 1 => None,
+            Some(drafts) => Some(&drafts.unembedding),
+            None => (plan.drafts != WeightFormat::Full).then_some(&ends.unembedding),
+        };
+        let drafting = drafting.map(|tensor| unembedding(tensor, plan.drafts)).transpose()?;
+        let embedding = match sizes.tied {
+            true => Embedding::Tied,
+            false => Embedding::Own(T::read(&ends.embedding)?),
+        };
+        let Ends { drafts, embedding: read, norm: _, unembedding: packed } = ends;
+        drop((read, packed));
+        let drafts = drafts.map_or_else(Vec::new, |drafts| drafts.tokens);
+
         let mut weights = Vec::with_capacity(plan.trunk + heads);
         let mut dense = Vec::new();
         for part in parts {
@@ -284,36 +325,16 @@ impl<T: Weight> CpuEngine<T> {
             positions: sizes.context,
             threads: plan.threads,
         };
-        let norm = T::read(ends.norm)?;
-        let unembedding = |tensor: &Tensor, format| -> Result<Unembedding<T>> {
-            let outputs = tensor.size2()?.0 as usize;
-            Ok(Unembedding {
-                norm: RmsNorm::new(&norm, sizes.norm_eps),
-                product: T::with(tensor, |weights| {
-                    PackedLinear::pack(weights, outputs, shape.dim, format)
-                })?,
-            })
-        };
-        let drafting = match ends.drafts {
-            _ if *heads == 1 => None,
-            Some(vocabulary) => Some(vocabulary.unembedding()),
-            None => (plan.drafts != WeightFormat::Full).then_some(ends.unembedding),
-        };
         Ok(Self {
-            embedding: match sizes.tied {
-                true => Embedding::Tied,
-                false => Embedding::Own(T::read(ends.embedding)?),
-            },
+            embedding,
             dim: shape.dim,
             caches: weights.iter().map(|block| block.cache(sizes.context)).collect(),
             weights,
             trunk: plan.trunk,
             dense,
-            unembedding: unembedding(ends.unembedding, WeightFormat::Full)?,
-            drafting_unembedding: drafting
-                .map(|tensor| unembedding(tensor, plan.drafts))
-                .transpose()?,
-            drafts: ends.drafts.map_or_else(Vec::new, |drafts| drafts.tokens().to_vec()),
+            unembedding: exact,
+            drafting_unembedding: drafting,
+            drafts,
             drafted: Vec::with_capacity(*heads),
             workspace: Workspace::new(shape, sizes.vocab, &sizes.rotary_frequencies(), room),
             rows: 0,
