@@ -1,5 +1,7 @@
 //! The CPU's own engine: blocks in pure Rust, the same bits for a row in every pass.
 
+use std::borrow::Borrow;
+
 use foretoken_heads::{Dense, DraftVocabulary, Head, ModelParts, MultiTokenModel, Tap};
 use foretoken_kernels::cpu::{
     BlockCache, BlockShape, BlockTensors, BlockWeights, Blocks, DenseWeights, PackedLinear, Pass,
@@ -29,25 +31,22 @@ fn useful_threads(model: &MultiTokenModel, most: usize) -> usize {
     (bytes / BYTES_PER_THREAD).clamp(1, most.max(1))
 }
 
-/// The engine for a model that it can run: one in float32 or float64, on the CPU, all of whose
-/// heads are blocks over the trunk's output.
+/// The engine for a model that it can run: one in float32 or float64, on the CPU, whose drafting
+/// heads are all blocks over the trunk's output or all matrices over the final hidden state.
 pub(crate) fn build(
     model: &MultiTokenModel,
     options: DecoderOptions,
 ) -> Result<Option<Box<dyn Engine>>> {
     let Some(plan) = Plan::new(model, options) else { return Ok(None) };
-    let blocks = model.trunk().blocks.iter().map(Lent::Block);
-    let parts = blocks.chain(model.heads().iter().map(|head| Lent::Head(head.as_ref())));
+    let blocks = model.trunk().blocks.iter().map(Part::Block);
+    let parts = blocks.chain(model.heads().iter().map(Part::Head));
     let ends = Ends {
         embedding: model.trunk().embed_tokens.shallow_clone(),
         norm: model.final_norm().shallow_clone(),
         unembedding: model.unembedding().shallow_clone(),
         drafts: model.draft_vocabulary().map(Drafts::of),
     };
-    Ok(Some(match model.kind() {
-        Kind::Double => Box::new(CpuEngine::<f64>::new(&plan, parts, ends)?),
-        _ => Box::new(CpuEngine::<f32>::new(&plan, parts, ends)?),
-    }))
+    Ok(Some(engine(&plan, parts, ends)?))
 }
 
 /// As [`build`], from a model whose tensors are let go one by one as they are packed, so that the
@@ -57,11 +56,10 @@ pub(crate) fn build_from(
     options: DecoderOptions,
 ) -> Result<std::result::Result<Box<dyn Engine>, MultiTokenModel>> {
     let Some(plan) = Plan::new(&model, options) else { return Ok(Err(model)) };
-    let kind = model.kind();
     let ModelParts { trunk, heads, final_norm, unembedding, draft_vocabulary, .. } =
         model.into_parts();
-    let blocks = trunk.blocks.into_iter().map(Given::Block);
-    let parts = blocks.chain(heads.into_iter().map(Given::Head));
+    let blocks = trunk.blocks.into_iter().map(Part::Block);
+    let parts = blocks.chain(heads.into_iter().map(Part::Head));
     let ends = Ends {
         embedding: trunk.embed_tokens,
         norm: final_norm,
@@ -69,10 +67,18 @@ pub(crate) fn build_from(
         drafts: draft_vocabulary.as_ref().map(Drafts::of),
     };
     drop(draft_vocabulary);
-    Ok(Ok(match kind {
-        Kind::Double => Box::new(CpuEngine::<f64>::new(&plan, parts, ends)?),
-        _ => Box::new(CpuEngine::<f32>::new(&plan, parts, ends)?),
-    }))
+    Ok(Ok(engine(&plan, parts, ends)?))
+}
+
+fn engine<B: Borrow<Block>, H: Borrow<Box<dyn Head>>>(
+    plan: &Plan,
+    parts: impl Iterator<Item = Part<B, H>>,
+    ends: Ends,
+) -> Result<Box<dyn Engine>> {
+    Ok(match ends.norm.kind() {
+        Kind::Double => Box::new(CpuEngine::<f64>::new(plan, parts, ends)?),
+        _ => Box::new(CpuEngine::<f32>::new(plan, parts, ends)?),
+    })
 }
 
 /// What a part of a model computes.
@@ -92,34 +98,16 @@ impl<'m> Computes<'m> {
 }
 
 /// A block of the trunk or a head, lent or given away.
-trait Part {
-    fn computes(&self) -> Option<Computes<'_>>;
+enum Part<B, H> {
+    Block(B),
+    Head(H),
 }
 
-enum Lent<'m> {
-    Block(&'m Block),
-    Head(&'m dyn Head),
-}
-
-impl Part for Lent<'_> {
+impl<B: Borrow<Block>, H: Borrow<Box<dyn Head>>> Part<B, H> {
     fn computes(&self) -> Option<Computes<'_>> {
         match self {
-            Self::Block(block) => Some(Computes::Block(block)),
-            Self::Head(head) => Computes::of(*head),
-        }
-    }
-}
-
-enum Given {
-    Block(Block),
-    Head(Box<dyn Head>),
-}
-
-impl Part for Given {
-    fn computes(&self) -> Option<Computes<'_>> {
-        match self {
-            Self::Block(block) => Some(Computes::Block(block)),
-            Self::Head(head) => Computes::of(head.as_ref()),
+            Self::Block(block) => Some(Computes::Block(block.borrow())),
+            Self::Head(head) => Computes::of(head.borrow().as_ref()),
         }
     }
 }
@@ -281,7 +269,11 @@ struct CpuEngine<T> {
 impl<T: Weight> CpuEngine<T> {
     /// Packs the ends first and lets their tensors go: the unembedding is the largest matrix, and
     /// in memory twice while it is packed.
-    fn new<P: Part>(plan: &Plan, parts: impl Iterator<Item = P>, ends: Ends) -> Result<Self> {
+    fn new<B: Borrow<Block>, H: Borrow<Box<dyn Head>>>(
+        plan: &Plan,
+        parts: impl Iterator<Item = Part<B, H>>,
+        ends: Ends,
+    ) -> Result<Self> {
         let Plan { sizes, shape, heads, .. } = plan;
         let norm = T::read(&ends.norm)?;
         let unembedding = |tensor: &Tensor, format| -> Result<Unembedding<T>> {

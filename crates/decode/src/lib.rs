@@ -7,10 +7,11 @@
 //! the longest prefix that equals head 0's own choice is kept. A [`Generation`] holds the tokens
 //! and the figures.
 //!
-//! Two engines run the passes. On the CPU, in float32 and float64, a model whose heads are blocks
-//! is run by [`foretoken_kernels::cpu`], where a row's result has the same bits alone and among
-//! other rows: speculative output *equals* plain output there, by construction, and the drafting
-//! heads may compute in bfloat16 without a trace in the text. Everything else
+//! Two engines run the passes. On the CPU, in float32 and float64, a model whose drafting heads are
+//! blocks, or matrices over the final hidden state, is run by [`foretoken_kernels::cpu`], where a
+//! row's result has the same bits alone and among other rows: speculative output *equals* plain
+//! output there, by construction, and the drafting heads may compute in bfloat16 without a trace in
+//! the text. Everything else
 //! (GPUs, other head types, bfloat16) runs on libtorch, where two nearly equal logits may change
 //! places between a pass of one row and a pass of several.
 //!

@@ -46,6 +46,7 @@ mod recipe;
 mod render;
 mod report;
 mod results;
+mod rows;
 mod run;
 mod say;
 mod speed;

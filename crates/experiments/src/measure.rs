@@ -22,6 +22,9 @@ use crate::timing::Times;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Measured {
     pub(crate) parameters: u64,
+    /// In all, as the next-token baseline counts them.
+    pub(crate) layers: usize,
+    pub(crate) dim: usize,
     pub(crate) vocab: usize,
     pub(crate) validation_loss: Vec<f64>,
     pub(crate) held_out: HeldOut,
@@ -134,9 +137,12 @@ pub(crate) fn measure(
     } else {
         None
     };
+    let sizes = &model.config().architecture;
     Ok(Measured {
         parameters: model.parameter_count() as u64,
-        vocab: model.config().architecture.vocab,
+        layers: sizes.layers,
+        dim: sizes.dim,
+        vocab: sizes.vocab,
         validation_loss,
         held_out,
         other,

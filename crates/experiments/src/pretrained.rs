@@ -16,11 +16,12 @@ use crate::machine::{device_name, machine};
 use crate::measure::{Measured, Texts, check, measure};
 use crate::problems::prompts;
 use crate::recipe::precision;
-use crate::render::text::duration;
-use crate::report::{ModelRow, Report, Versions};
+use crate::report::{Report, Versions};
 use crate::results::{LossCurve, SpeedResults};
+use crate::rows::{
+    begin, decoding_rows, held_out_rows, model_row, name, out_of_domain, settings, timing,
+};
 use crate::say::progress;
-use crate::speed::{decoding_rows, held_out_rows, out_of_domain, settings, timing};
 use crate::training::{Job, ModelFolder, Trained};
 use crate::{Recipe, ReproduceOptions};
 
@@ -37,16 +38,7 @@ const MODELS: [(&str, &str, &str); 1] = [(
 
 /// Runs the experiment and returns its report.
 pub(crate) fn run(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Result<Report> {
-    let folder = options.folder();
-    std::fs::create_dir_all(&folder)
-        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
-    let mut clock = Clock::open(&folder)?;
-    progress!(
-        "{} at preset {}: about {} in all",
-        options.experiment,
-        options.preset,
-        duration(recipe.minutes * 60.0)
-    );
+    let mut clock = begin(options, recipe, "heads for a published model")?;
     let published = Published::find(options, recipe)?;
     clock.start("corpus", true)?;
     progress!("preparing the corpus");
@@ -57,8 +49,8 @@ pub(crate) fn run(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Result
     let run = Run { options, recipe, published, corpus: &corpus, other: other.as_ref() };
     let job = run.job()?;
     let trained = run.train(&job, &mut clock)?;
-    let (measured, row) = run.measure(&job, &trained, &mut clock)?;
-    run.report(&job, row, &measured, clock.seconds())
+    let measured = run.measure(&job, &mut clock)?;
+    run.report(&job, &trained, &measured, clock.seconds())
 }
 
 /// Where a published model and its prompts are.
@@ -135,21 +127,14 @@ impl<'r> Run<'r> {
         job.run(clock, &format!("train {name}"))
     }
 
-    /// The measurements, and the model's row, which take the model in memory.
-    fn measure(
-        &self,
-        job: &Job<'_>,
-        trained: &Trained,
-        clock: &mut Clock,
-    ) -> anyhow::Result<(Measured, ModelRow)> {
+    fn measure(&self, job: &Job<'_>, clock: &mut Clock) -> anyhow::Result<Measured> {
         check(&self.options.stop)?;
         let name = name(self.heads());
         let path = job.folder.measured();
         let fingerprint = self.measurement(job)?;
-        let known: Option<(Measured, ModelRow)> = cached(&path, &fingerprint);
-        if let Some((measured, row)) = known {
+        if let Some(measured) = cached(&path, &fingerprint) {
             progress!("[2/2] {name} is measured already");
-            return Ok((measured, model_row(row, trained)));
+            return Ok(measured);
         }
         let plan = &self.recipe.decoding;
         progress!(
@@ -173,10 +158,9 @@ impl<'r> Run<'r> {
             prompts: &prompts,
         };
         let measured = measure(&name, &model, None, &texts, self.recipe, &self.options.stop)?;
-        let row = described(&model, job, &measured);
-        cache(&path, &fingerprint, (measured.clone(), row.clone()))?;
+        cache(&path, &fingerprint, measured.clone())?;
         clock.stop()?;
-        Ok((measured, model_row(row, trained)))
+        Ok(measured)
     }
 
     fn shard(&self, split: Split) -> anyhow::Result<TokenShard> {
@@ -218,11 +202,11 @@ impl<'r> Run<'r> {
     fn report(
         &self,
         job: &Job<'_>,
-        row: ModelRow,
+        trained: &Trained,
         measured: &Measured,
         wall_seconds: f64,
     ) -> anyhow::Result<Report> {
-        let name = row.name.clone();
+        let name = name(self.heads());
         let results = SpeedResults {
             settings: settings(self.recipe, job.config.train.sequence),
             machine: machine(self.options.device),
@@ -249,7 +233,7 @@ impl<'r> Run<'r> {
             wall_seconds,
             corpus: self.corpus.row(),
             decoding: decoding_rows(&name, &self.recipe.decoding, measured),
-            models: vec![row],
+            models: vec![model_row(job, trained, measured)],
             results: to_value(results)?,
             // The paper trains from scratch: no table of its is about this.
             paper: to_value(crate::PaperFigures::for_heads(&[]))?,
@@ -283,42 +267,6 @@ impl<'r> Run<'r> {
             notes.push("Python from another package was not at hand.".to_owned());
         }
         Ok(notes)
-    }
-}
-
-/// A model's name: `n4`.
-fn name(heads: usize) -> String {
-    format!("n{heads}")
-}
-
-/// What the model and its measurements say of it; the training's figures are still missing.
-fn described(model: &MultiTokenModel, job: &Job<'_>, measured: &Measured) -> ModelRow {
-    let config = model.config();
-    ModelRow {
-        name: name(config.heads.count),
-        heads: config.heads.count,
-        head_type: config.heads.kind.clone(),
-        layers: config.architecture.layers,
-        dim: config.architecture.dim,
-        parameters: measured.parameters,
-        vocab: measured.vocab,
-        steps: job.config.train.steps,
-        tokens_seen: 0,
-        train_seconds: 0.0,
-        tokens_per_second: 0.0,
-        peak_memory_bytes: 0,
-        validation_loss: measured.validation_loss.clone(),
-    }
-}
-
-fn model_row(row: ModelRow, trained: &Trained) -> ModelRow {
-    ModelRow {
-        steps: trained.steps,
-        tokens_seen: trained.tokens_seen,
-        train_seconds: trained.seconds,
-        tokens_per_second: trained.tokens_seen as f64 / trained.seconds.max(1e-9),
-        peak_memory_bytes: trained.peak_memory_bytes,
-        ..row
     }
 }
 

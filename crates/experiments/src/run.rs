@@ -58,7 +58,10 @@ fn finish(options: &ReproduceOptions, report: &Report) -> anyhow::Result<Outcome
     crate::files::write_atomically(&json, &report.to_json()?)?;
     crate::files::write_atomically(&markdown, &rendered.markdown)?;
     crate::files::write_atomically(&html, &rendered.html)?;
-    crate::files::write_atomically(&folder.join("speed.svg"), &rendered.svg)?;
+    crate::files::write_atomically(
+        &folder.join(format!("{}.svg", report.experiment)),
+        &rendered.svg,
+    )?;
     if let Some(place) = &options.publish {
         publish(place, report, &rendered)?;
     }

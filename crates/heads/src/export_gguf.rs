@@ -4,7 +4,7 @@ use crate::heads_file::named;
 use crate::{Error, MultiTokenModel, Result};
 use foretoken_data::{Tokenizer, Vocabulary};
 use foretoken_kernels::rotary_frequencies;
-use foretoken_trunk::gguf::{GgufValue, write_gguf};
+use foretoken_trunk::gguf::{GgufValue, gguf_name, write_gguf};
 use foretoken_trunk::{Architecture, RopeScaling};
 use std::path::Path;
 use tch::{Kind, Tensor};
@@ -21,19 +21,6 @@ pub enum GgufNumbers {
 
 /// The largest number of float16.
 const LARGEST_FLOAT16: f64 = 65504.0;
-
-/// The parts of a layer: their stock names, and those in GGUF.
-const PARTS: [(&str, &str); 9] = [
-    ("input_layernorm", "attn_norm"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"),
-    ("post_attention_layernorm", "ffn_norm"),
-    ("mlp.gate_proj", "ffn_gate"),
-    ("mlp.up_proj", "ffn_up"),
-    ("mlp.down_proj", "ffn_down"),
-];
 
 type Metadata = Vec<(String, GgufValue)>;
 
@@ -171,21 +158,6 @@ fn tokenizer_metadata(vocabulary: Vocabulary, end_of_text: Option<u32>) -> Metad
     let template = vocabulary.chat_template.map(GgufValue::Text);
     all.extend(template.map(|template| ("tokenizer.chat_template".to_owned(), template)));
     all
-}
-
-/// The name in GGUF of a stock tensor.
-fn gguf_name(stock: &str) -> Option<String> {
-    match stock {
-        "model.embed_tokens.weight" => Some("token_embd.weight".to_owned()),
-        "model.norm.weight" => Some("output_norm.weight".to_owned()),
-        "lm_head.weight" => Some("output.weight".to_owned()),
-        _ => {
-            let (layer, part) = stock.strip_prefix("model.layers.")?.split_once('.')?;
-            let (part, kind) = part.rsplit_once('.')?;
-            let (_, part) = PARTS.iter().find(|(stock, _)| *stock == part)?;
-            Some(format!("blk.{layer}.{part}.{kind}"))
-        }
-    }
 }
 
 /// Rows of queries or keys `[rows, dim]` with the two of a rotary pair side by side, as llama.cpp

@@ -3,8 +3,10 @@
 use crate::heads_file::{HeadsFile, named};
 use crate::{BlockHead, HeadsConfig, ModelConfig, MultiTokenModel, Registry, Result};
 use foretoken_trunk::gguf::{GgufFile, GgufWeights};
-use foretoken_trunk::io::{SafetensorsFiles, WeightReader, write_atomically, write_safetensors};
-use foretoken_trunk::{Error as TrunkError, Initialiser, Parameter};
+use foretoken_trunk::io::{
+    SafetensorsFiles, WeightReader, WeightSource, write_atomically, write_safetensors,
+};
+use foretoken_trunk::{Error as TrunkError, Initialiser};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -68,8 +70,11 @@ impl MultiTokenModel {
             1 => None,
             _ => Some(HeadsFile::open(&folder.join(HEADS))?),
         };
+        if let Some(extra) = &extra {
+            extra.check_size(&config.heads, &config.architecture)?;
+        }
         let mut model = Self::build(&config, registry, &Initialiser::unset(kind, device))?;
-        fill(&mut stock, &model.stock_parameters())?;
+        stock.fill_all(&model.stock_parameters())?;
         if config.architecture.tied && stock.has(UNEMBEDDING) {
             model.check_tied(&mut stock, &folder.join(STOCK))?;
         }
@@ -97,11 +102,22 @@ impl MultiTokenModel {
             heads: HeadsConfig { kind: BlockHead::KIND.to_owned(), count: 1 },
             architecture,
         };
+        let weights = GgufWeights::new(Arc::clone(file), &config.architecture)?;
+        Self::from_source(&config, Box::new(weights), kind, device)
+    }
+
+    /// A model of stock head types from one source that has all of its tensors.
+    pub(crate) fn from_source(
+        config: &ModelConfig,
+        source: Box<dyn WeightSource>,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
         let sizes = &config.architecture;
-        let mut reader = WeightReader::new(Box::new(GgufWeights::new(Arc::clone(file), sizes)?));
-        reader.check_size(sizes.numbers(sizes.layers))?;
-        let model = Self::build(&config, &Registry::stock(), &Initialiser::unset(kind, device))?;
-        fill(&mut reader, &model.stock_parameters())?;
+        source.check_size(sizes.numbers(sizes.layers))?;
+        let model = Self::build(config, &Registry::stock(), &Initialiser::unset(kind, device))?;
+        let mut reader = WeightReader::new(source);
+        reader.fill_all(&model.parameters())?;
         reader.finish()?;
         Ok(model)
     }
@@ -115,8 +131,7 @@ impl MultiTokenModel {
         }
         let problem =
             "differs from the embedding, though config.json has tie_word_embeddings = true";
-        let (path, name) = (path.to_owned(), UNEMBEDDING.to_owned());
-        Err(TrunkError::Tensor { path, name, problem: problem.to_owned() }.into())
+        Err(TrunkError::tensor(path, UNEMBEDDING, problem).into())
     }
 }
 
@@ -140,13 +155,6 @@ fn read_config(folder: &Path) -> Result<ModelConfig> {
     let config: Map<String, Value> = serde_json::from_str(&text)
         .map_err(|error| TrunkError::format(&path, format!("not a JSON object: {error}")))?;
     ModelConfig::from_json(&config, &path)
-}
-
-fn fill(reader: &mut WeightReader, parameters: &[Parameter]) -> Result<()> {
-    for parameter in parameters {
-        reader.fill(parameter)?;
-    }
-    Ok(())
 }
 
 pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {

@@ -1,8 +1,10 @@
 //! `heads.safetensors`: the heads beyond the first, and what they belong to.
 
 use crate::{BlockHead, DraftVocabulary, Error, HeadsConfig, MultiTokenModel, Registry, Result};
-use foretoken_trunk::io::{SafetensorsFiles, WeightReader, WeightSource, write_safetensors_with};
-use foretoken_trunk::{Error as TrunkError, Parameter};
+use foretoken_trunk::io::{
+    SafetensorsFiles, WeightReader, WeightSource, tensor_bytes, write_safetensors_with,
+};
+use foretoken_trunk::{Architecture, Error as TrunkError, Parameter};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -48,19 +50,18 @@ impl HeadsFile {
         Err(TrunkError::format(&self.path, problem).into())
     }
 
+    /// Refuses a file that is too small for such heads, before memory is taken for them.
+    pub(crate) fn check_size(&self, heads: &HeadsConfig, sizes: &Architecture) -> Result<()> {
+        let each = if heads.kind == BlockHead::KIND { sizes.block_numbers() } else { 1 };
+        Ok(self.files.check_size(each.saturating_mul(heads.count.saturating_sub(1)))?)
+    }
+
     /// Fills the model's heads, which are of the file's type and count.
     pub(crate) fn fill(self, model: &mut MultiTokenModel) -> Result<()> {
-        let count = model.heads.len().saturating_sub(1);
-        let sizes = &model.config.architecture;
-        let block = model.config.heads.kind == BlockHead::KIND;
-        let least = if block { sizes.block_numbers() } else { 1 };
-        let tokens = self.draft_tokens(sizes.vocab)?;
+        let tokens = self.draft_tokens(model.config.architecture.vocab)?;
         let mut reader = WeightReader::new(Box::new(self.files));
-        reader.check_size(least.saturating_mul(count))?;
         reader.pass_over(|name| name == DraftVocabulary::NAME);
-        for parameter in model.head_parameters() {
-            reader.fill(&parameter)?;
-        }
+        reader.fill_all(&model.head_parameters())?;
         reader.finish()?;
         model.set_draft_vocabulary(tokens)
     }
@@ -71,11 +72,7 @@ impl HeadsFile {
         }
         let wrong = || {
             let problem = format!("must be up to {vocab} token ids");
-            Error::from(TrunkError::Tensor {
-                path: self.path.clone(),
-                name: DraftVocabulary::NAME.to_owned(),
-                problem,
-            })
+            Error::from(TrunkError::tensor(&self.path, DraftVocabulary::NAME, problem))
         };
         let &[count] = self.files.shape(DraftVocabulary::NAME)?.as_slice() else {
             return Err(wrong());
@@ -98,13 +95,22 @@ impl MultiTokenModel {
     /// # Errors
     /// When the disk fails; the file is named.
     pub fn save_heads(&self, path: &Path) -> Result<()> {
+        self.save_heads_for(path, self.stock_sha256()?)
+    }
+
+    /// As [`MultiTokenModel::save_heads`], where [`MultiTokenModel::stock_sha256`] is known: that
+    /// of a model that stays as it is need not be computed at every checkpoint.
+    ///
+    /// # Errors
+    /// As [`MultiTokenModel::save_heads`].
+    pub fn save_heads_for(&self, path: &Path, stock_sha256: String) -> Result<()> {
         let mut tensors = named(&self.head_parameters())?;
         if let Some(vocabulary) = &self.draft_vocabulary {
             tensors.push((DraftVocabulary::NAME.to_owned(), vocabulary.to_tensor()?));
         }
         let heads = serde_json::to_string(&self.config.heads)
             .map_err(|error| TrunkError::format(path, error.to_string()))?;
-        let metadata = [(HEADS, heads), (TRUNK, self.stock_sha256()?)];
+        let metadata = [(HEADS, heads), (TRUNK, stock_sha256)];
         Ok(write_safetensors_with(path, &tensors, &metadata)?)
     }
 
@@ -126,6 +132,7 @@ impl MultiTokenModel {
             let problem = format!("it says that it is for {} heads", heads.count);
             return Err(TrunkError::format(&path, problem).into());
         }
+        file.check_size(&heads, &self.config.architecture)?;
         file.check_trunk(&self)?;
         let mut model = self.grow(&heads, registry, 0)?;
         file.fill(&mut model)?;
@@ -152,10 +159,7 @@ impl MultiTokenModel {
         let mut hash = Sha256::new();
         for (name, tensor) in named(&self.stock_parameters())? {
             hash.update(format!("{name} {:?}\n", tensor.size()));
-            let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
-            let mut bytes = vec![0; tensor.numel() * size_of::<f32>()];
-            tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-            hash.update(&bytes);
+            hash.update(tensor_bytes(&tensor.f_to_kind(Kind::Float)?)?);
         }
         Ok(format!("{:x}", hash.finalize()))
     }

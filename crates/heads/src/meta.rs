@@ -1,8 +1,6 @@
 //! Meta's released multi-token checkpoints as models.
 
-use crate::{BlockHead, HeadsConfig, ModelConfig, MultiTokenModel, Registry, Result};
-use foretoken_trunk::Initialiser;
-use foretoken_trunk::io::WeightReader;
+use crate::{BlockHead, HeadsConfig, ModelConfig, MultiTokenModel, Result};
 use foretoken_trunk::meta::MetaCheckpoint;
 use std::path::Path;
 use tch::{Device, Kind};
@@ -19,14 +17,6 @@ impl MultiTokenModel {
         let MetaCheckpoint { architecture, heads, weights } = MetaCheckpoint::open(folder)?;
         let heads = HeadsConfig { kind: BlockHead::KIND.to_owned(), count: heads };
         let config = ModelConfig { architecture, heads, end_of_text: None };
-        let sizes = &config.architecture;
-        let mut reader = WeightReader::new(Box::new(weights));
-        reader.check_size(sizes.numbers(sizes.layers))?;
-        let model = Self::build(&config, &Registry::stock(), &Initialiser::unset(kind, device))?;
-        for parameter in model.parameters() {
-            reader.fill(&parameter)?;
-        }
-        reader.finish()?;
-        Ok(model)
+        Self::from_source(&config, Box::new(weights), kind, device)
     }
 }

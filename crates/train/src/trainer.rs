@@ -129,7 +129,13 @@ impl Trainer {
     pub(crate) fn save_progress(&self, tokenizer: &Tokenizer, folder: &Path) -> Result<(), Error> {
         match self.objective {
             Objective::Together(_) => save_model(&self.model, tokenizer, folder),
-            Objective::Alone(..) => Ok(self.model.save_heads(&folder.join(HEADS))?),
+            Objective::Alone(..) => {
+                let known = match &self.state.trunk_sha256 {
+                    Some(known) => known.clone(),
+                    None => self.model.stock_sha256()?,
+                };
+                Ok(self.model.save_heads_for(&folder.join(HEADS), known)?)
+            }
         }
     }
 

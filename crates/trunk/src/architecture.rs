@@ -231,7 +231,7 @@ impl Architecture {
 }
 
 /// The largest size that a config may name: keeps a hostile file from asking for all memory.
-const LARGEST_SIZE: u64 = 1 << 24;
+pub(crate) const LARGEST_SIZE: u64 = 1 << 24;
 
 fn read_size(config: &Map<String, Value>, key: &str, path: &Path) -> Result<usize> {
     match config.get(key).map(Value::as_u64) {

@@ -61,6 +61,11 @@ impl Error {
         Self::Format { path: path.to_owned(), problem: problem.into() }
     }
 
+    /// An error of a tensor in a file.
+    pub fn tensor(path: &Path, name: &str, problem: impl Into<String>) -> Self {
+        Self::Tensor { path: path.to_owned(), name: name.to_owned(), problem: problem.into() }
+    }
+
     /// An error of a configuration key.
     pub fn config(key: &str, problem: impl Into<String>) -> Self {
         Self::Config { key: key.to_owned(), problem: problem.into() }

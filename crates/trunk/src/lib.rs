@@ -24,6 +24,7 @@
 
 mod architecture;
 mod block;
+mod bytes;
 mod error;
 pub mod gguf;
 mod initialiser;

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::Plan;
+use super::answers::{self, Answer, same_tokens, tokens_per_second};
 use super::conversation::Conversation;
 use super::peers::Peers;
 use super::results;
@@ -43,22 +43,21 @@ pub(crate) fn run(
     let mut theirs = peers.script("transformers_generate.py");
     theirs.arg("--model").arg(&bench.model).args(["--threads", &plan.threads.to_string()]);
     let (mut theirs, versions) = Conversation::start(&mut theirs)?;
-    let prompts = bench.write_prompts()?;
-    bench.ours(&prompts)?;
+    bench.ours()?;
     ask_peer(&mut theirs)?;
     let mut speeds = [Vec::new(), Vec::new()];
     let mut equal = true;
     for round in 0..plan.rounds {
         let (ours, other) = if round % 2 == 0 {
-            let ours = bench.ours(&prompts)?;
+            let ours = bench.ours()?;
             (ours, ask_peer(&mut theirs)?)
         } else {
             let other = ask_peer(&mut theirs)?;
-            (bench.ours(&prompts)?, other)
+            (bench.ours()?, other)
         };
-        equal &= ours.tokens == other.tokens;
-        speeds[0].push(ours.tokens_per_second());
-        speeds[1].push(other.tokens_per_second());
+        equal &= same_tokens(&ours, &other);
+        speeds[0].push(tokens_per_second(&ours));
+        speeds[1].push(tokens_per_second(&other));
     }
     let medians = [median(&speeds[0]), median(&speeds[1])];
     let ratio = medians[0] / medians[1];
@@ -111,57 +110,12 @@ struct Bench<'a> {
     threads: usize,
 }
 
-/// One pass over the prompts.
-#[derive(Default)]
-struct Pass {
-    tokens: Vec<Value>,
-    count: usize,
-    seconds: f64,
-}
-
-impl Pass {
-    fn take(&mut self, tokens: &Value, seconds: Option<f64>) -> Result<()> {
-        self.count += tokens.as_array().context("an answer without tokens")?.len();
-        self.seconds += seconds.context("an answer without a time")?;
-        self.tokens.push(tokens.clone());
-        Ok(())
-    }
-
-    fn tokens_per_second(&self) -> f64 {
-        self.count as f64 / self.seconds
-    }
-}
-
 impl Bench<'_> {
-    fn write_prompts(&self) -> Result<PathBuf> {
+    fn ours(&self) -> Result<Vec<Answer>> {
+        let mut generate = foretoken(self.workspace, self.libtorch);
+        generate.arg("generate").arg("--model").arg(&self.model);
         let path = self.workspace.target().join("peers/prompts.jsonl");
-        let lines: Vec<String> = PROMPTS
-            .iter()
-            .enumerate()
-            .map(|(index, prompt)| json!({"id": index.to_string(), "prompt": prompt}).to_string())
-            .collect();
-        fs::write(&path, lines.join("\n") + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(path)
-    }
-
-    /// A fresh process each time, as a user starts it; the times are its own, without loading.
-    fn ours(&self, prompts: &Path) -> Result<Pass> {
-        let mut command: Command = foretoken(self.workspace, self.libtorch);
-        command.arg("generate").arg("--model").arg(&self.model).arg("--prompts").arg(prompts);
-        command.args(["--decoding", "autoregressive", "--json"]);
-        command.args(["--max-new-tokens", &NEW_TOKENS.to_string()]);
-        command.args(["--threads", &self.threads.to_string()]);
-        let mut pass = Pass::default();
-        for line in process::stdout(&mut command)?.lines() {
-            let answer: Value = serde_json::from_str(line)
-                .with_context(|| format!("foretoken generate printed {line:?}"))?;
-            let seconds = &answer["seconds"];
-            let both = seconds["prefill"].as_f64().zip(seconds["decode"].as_f64());
-            pass.take(&answer["tokens"], both.map(|(prefill, decode)| prefill + decode))?;
-        }
-        ensure!(pass.tokens.len() == PROMPTS.len(), "foretoken generate left out a prompt");
-        Ok(pass)
+        answers::ours(generate, &path, &PROMPTS, NEW_TOKENS, self.threads)
     }
 
     /// The sizes of the model, from its `config.json`.
@@ -179,12 +133,6 @@ impl Bench<'_> {
 }
 
 /// The peer answers the same prompts.
-fn ask_peer(conversation: &mut Conversation) -> Result<Pass> {
-    let mut pass = Pass::default();
-    for prompt in PROMPTS {
-        let request = json!({"prompt": prompt, "max_new_tokens": NEW_TOKENS});
-        let answer = conversation.ask(&request.to_string())?;
-        pass.take(&answer["tokens"], answer["seconds"].as_f64())?;
-    }
-    Ok(pass)
+fn ask_peer(conversation: &mut Conversation) -> Result<Vec<Answer>> {
+    answers::theirs(conversation, &PROMPTS, NEW_TOKENS)
 }

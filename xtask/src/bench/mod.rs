@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: ours and other software on the same work, side by side.
 
+pub(crate) mod answers;
 pub(crate) mod conversation;
 mod decoding;
 mod memory;

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use crate::bench::answers::{self, Answer};
 use crate::bench::conversation::Conversation;
 use crate::bench::peers::Peers;
 use crate::process;
@@ -17,27 +18,6 @@ use crate::workspace::Workspace;
 const SCRIPT: &str = "pretrained.py";
 /// Prompts of a held-back list.
 const HELD_BACK: usize = 40;
-
-/// What one side made of a prompt.
-pub(super) struct Answer {
-    /// The new tokens.
-    pub(super) tokens: Vec<u64>,
-    /// Without loading.
-    pub(super) seconds: f64,
-}
-
-impl Answer {
-    fn new(tokens: &Value, seconds: Option<f64>) -> Result<Self> {
-        let seconds = seconds.context("an answer without a time")?;
-        Ok(Self { tokens: ids(tokens)?, seconds })
-    }
-}
-
-/// The ids of a JSON array.
-fn ids(array: &Value) -> Result<Vec<u64>> {
-    let ids = array.as_array().context("an answer without tokens")?;
-    ids.iter().map(|id| id.as_u64().with_context(|| format!("{id} is no token's number"))).collect()
-}
 
 /// Our binaries.
 pub(super) struct Ours<'a> {
@@ -73,24 +53,7 @@ impl Ours<'_> {
     /// Plain greedy decoding of every prompt.
     pub(super) fn generate(&self, prompts: &[String], tokens: usize) -> Result<Vec<Answer>> {
         let path = self.file("prompts.jsonl")?;
-        let lines: Vec<String> =
-            prompts.iter().map(|prompt| json!({"prompt": prompt}).to_string()).collect();
-        fs::write(&path, lines.join("\n") + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        let mut command = self.foretoken("generate");
-        command.arg("--prompts").arg(&path).args(["--decoding", "autoregressive", "--json"]);
-        command.args(["--max-new-tokens", &tokens.to_string()]);
-        command.args(["--threads", &self.threads.to_string()]);
-        let mut answers = Vec::with_capacity(prompts.len());
-        for line in process::stdout(&mut command)?.lines() {
-            let answer: Value = serde_json::from_str(line)
-                .with_context(|| format!("foretoken generate printed {line:?}"))?;
-            let seconds = &answer["seconds"];
-            let both = seconds["prefill"].as_f64().zip(seconds["decode"].as_f64());
-            answers.push(Answer::new(&answer["tokens"], both.map(|(one, two)| one + two))?);
-        }
-        ensure!(answers.len() == prompts.len(), "foretoken generate left out a prompt");
-        Ok(answers)
+        answers::ours(self.foretoken("generate"), &path, prompts, tokens, self.threads)
     }
 }
 
@@ -127,13 +90,7 @@ impl Theirs {
 
     /// Plain greedy decoding of every prompt.
     pub(super) fn generate(&mut self, prompts: &[String], tokens: usize) -> Result<Vec<Answer>> {
-        let mut answers = Vec::with_capacity(prompts.len());
-        for prompt in prompts {
-            let request = json!({"do": "generate", "prompt": prompt, "max_new_tokens": tokens});
-            let answer = self.ask(&request)?;
-            answers.push(Answer::new(&answer["tokens"], answer["seconds"].as_f64())?);
-        }
-        Ok(answers)
+        answers::theirs(&mut self.conversation, prompts, tokens)
     }
 
     /// Prompts of the programming problems and of the corpus.

@@ -3,8 +3,9 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::sides::{Answer, Ours, Theirs};
+use super::sides::{Ours, Theirs};
 use super::{Check, Plan};
+use crate::bench::answers::tokens_per_second;
 use crate::bench::statistics::{median, rounded};
 
 /// The least that our tokens per second may be of transformers'.
@@ -47,10 +48,4 @@ pub(super) fn check(ours: &Ours<'_>, theirs: &mut Theirs, plan: &Plan) -> Result
             "ratio": rounded(ratio, 3), "bars": {"least_ratio": LEAST_RATIO},
         }),
     })
-}
-
-fn tokens_per_second(answers: &[Answer]) -> f64 {
-    let tokens: usize = answers.iter().map(|answer| answer.tokens.len()).sum();
-    let seconds: f64 = answers.iter().map(|answer| answer.seconds).sum();
-    tokens as f64 / seconds
 }

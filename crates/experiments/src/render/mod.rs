@@ -29,7 +29,7 @@ pub struct Rendered {
     pub markdown: String,
     /// `report.html`: tables, charts and the coloured sample, in one file without references.
     pub html: String,
-    /// `speed.svg`: the picture for a README.
+    /// `EXPERIMENT.svg`: the picture for a README.
     pub svg: String,
     /// The headline and the speed-up table, for a terminal.
     pub summary: String,

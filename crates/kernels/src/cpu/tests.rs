@@ -178,11 +178,7 @@ proptest! {
             let linear = PackedLinear::<f32>::pack_for(
                 isa, &narrow(weight.iter()), outputs, inputs, WeightFormat::Full,
             );
-            let (mut input, mut output) =
-                (super::Rows::new(rows, inputs), super::Rows::new(rows, outputs));
-            for r in 0..rows {
-                input.row_mut(r).copy_from_slice(&narrow(x.row(r).iter()));
-            }
+            let (mut input, mut output) = (rows_of(&x), super::Rows::new(rows, outputs));
             linear.apply(&mut input, &mut output, rows, false);
             let once: Vec<Vec<f32>> = (0..rows).map(|r| output.row(r).to_vec()).collect();
             linear.apply(&mut input, &mut output, rows, true);
@@ -198,6 +194,15 @@ proptest! {
             }
         }
     }
+}
+
+/// A matrix as rows of float32.
+fn rows_of(x: &ndarray::Array2<f64>) -> super::Rows<f32> {
+    let mut rows = super::Rows::new(x.nrows(), x.ncols());
+    for (r, row) in x.outer_iter().enumerate() {
+        rows.row_mut(r).copy_from_slice(&narrow(row.iter()));
+    }
+    rows
 }
 
 /// (1 + 2⁻⁸)² − 1, and the sums' own float32 rounding.
@@ -218,11 +223,7 @@ proptest! {
                 isa, &narrow(weight.iter()), outputs, inputs, WeightFormat::BFloat16,
             );
             prop_assert!(linear.bytes() <= 2 * inputs.next_multiple_of(2) * outputs.next_multiple_of(16));
-            let (mut input, mut output) =
-                (super::Rows::new(rows, inputs), super::Rows::new(rows, outputs));
-            for r in 0..rows {
-                input.row_mut(r).copy_from_slice(&narrow(x.row(r).iter()));
-            }
+            let (mut input, mut output) = (rows_of(&x), super::Rows::new(rows, outputs));
             linear.apply(&mut input, &mut output, rows, false);
             for r in 0..rows {
                 for (j, &y) in output.row(r).iter().enumerate() {

@@ -1,14 +1,13 @@
 //! Bounds-checked little-endian reading.
 
+use crate::bytes::Problem;
+
 /// A place in a file's bytes. Every read names what it was after, for the error.
 #[derive(Clone)]
 pub(super) struct Cursor<'b> {
     bytes: &'b [u8],
     at: usize,
 }
-
-/// What is wrong with a file, without its path.
-pub(super) type Problem = String;
 
 impl<'b> Cursor<'b> {
     pub(super) fn new(bytes: &'b [u8], at: usize) -> Self {

@@ -1,7 +1,8 @@
 //! The container: metadata and a directory of tensors, checked against the file's length.
 
-use super::cursor::{Cursor, Problem};
+use super::cursor::Cursor;
 use super::metadata::{Kind, Metadata, Value, elements};
+use crate::bytes::Problem;
 use crate::io::map;
 use crate::{Error, Result};
 use foretoken_kernels::BlockFormat;

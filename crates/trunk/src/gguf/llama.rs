@@ -1,6 +1,8 @@
 //! A GGUF file of the Llama family as a model: its sizes, and its tensors under stock names.
 
 use super::file::{GgufFile, GgufTensor};
+use super::names::stock_name;
+use crate::architecture::LARGEST_SIZE;
 use crate::io::WeightSource;
 use crate::{Architecture, Error, Result, RopeScaling};
 use foretoken_kernels::BlockFormat;
@@ -11,8 +13,6 @@ use tch::{Device, Kind, Tensor};
 
 /// Factors that Llama 3.1 and later divide the rotary frequencies by.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
-/// The largest size that is believed: keeps a hostile file from asking for all memory.
-const LARGEST_SIZE: u64 = 1 << 24;
 
 /// The families that are read, and whether their query and key rows are stored for interleaved
 /// rotary pairs (2i, 2i + 1) instead of halves (i, i + d/2).
@@ -166,11 +166,7 @@ impl GgufWeights {
     }
 
     fn tensor_error(&self, name: &str, problem: &str) -> Error {
-        Error::Tensor {
-            path: self.file.path().to_owned(),
-            name: name.to_owned(),
-            problem: problem.to_owned(),
-        }
+        Error::tensor(self.file.path(), name, problem)
     }
 
     /// Writes all numbers of a tensor to `out`, rows in stock order.
@@ -227,33 +223,4 @@ impl WeightSource for GgufWeights {
         view.f_copy_(&Tensor::f_from_slice(&numbers)?.f_view(shape.as_slice())?)?;
         Ok(())
     }
-}
-
-/// The stock Llama name of a GGUF tensor; a name that stands for none stays as it is, and so is
-/// named when the reading ends.
-fn stock_name(name: &str) -> String {
-    let renamed = match name {
-        "token_embd.weight" => Some("model.embed_tokens.weight".to_owned()),
-        "output_norm.weight" => Some("model.norm.weight".to_owned()),
-        "output.weight" => Some("lm_head.weight".to_owned()),
-        _ => name.strip_prefix("blk.").and_then(|rest| {
-            let (layer, part) = rest.split_once('.')?;
-            let (part, kind) = part.rsplit_once('.')?;
-            let part = match part {
-                "attn_norm" => "input_layernorm",
-                "attn_q" => "self_attn.q_proj",
-                "attn_k" => "self_attn.k_proj",
-                "attn_v" => "self_attn.v_proj",
-                "attn_output" => "self_attn.o_proj",
-                "ffn_norm" => "post_attention_layernorm",
-                "ffn_gate" => "mlp.gate_proj",
-                "ffn_up" => "mlp.up_proj",
-                "ffn_down" => "mlp.down_proj",
-                _ => return None,
-            };
-            let number = layer.parse::<u32>().ok().filter(|n| n.to_string() == layer)?;
-            Some(format!("model.layers.{number}.{part}.{kind}"))
-        }),
-    };
-    renamed.unwrap_or_else(|| name.to_owned())
 }

@@ -1,6 +1,7 @@
 //! Keys and values of a GGUF file.
 
-use super::cursor::{Cursor, Problem};
+use super::cursor::Cursor;
+use crate::bytes::{Problem, number};
 use std::collections::BTreeMap;
 
 /// How deep arrays may lie in arrays. Real files have one level.
@@ -109,14 +110,14 @@ fn read_value(
             1 => Value::Bool(true),
             other => return Err(format!("damaged: {key} is neither true nor false but {other}")),
         },
-        Kind::U16 => Value::Unsigned(little_endian(fixed(2)?)),
-        Kind::I16 => Value::Signed(i64::from((little_endian(fixed(2)?) as u16).cast_signed())),
-        Kind::U32 => Value::Unsigned(little_endian(fixed(4)?)),
-        Kind::I32 => Value::Signed(i64::from((little_endian(fixed(4)?) as u32).cast_signed())),
-        Kind::F32 => Value::Float(f64::from(f32::from_bits(little_endian(fixed(4)?) as u32))),
-        Kind::U64 => Value::Unsigned(little_endian(fixed(8)?)),
-        Kind::I64 => Value::Signed(little_endian(fixed(8)?).cast_signed()),
-        Kind::F64 => Value::Float(f64::from_bits(little_endian(fixed(8)?))),
+        Kind::U16 => Value::Unsigned(number(fixed(2)?)),
+        Kind::I16 => Value::Signed(i64::from((number(fixed(2)?) as u16).cast_signed())),
+        Kind::U32 => Value::Unsigned(number(fixed(4)?)),
+        Kind::I32 => Value::Signed(i64::from((number(fixed(4)?) as u32).cast_signed())),
+        Kind::F32 => Value::Float(f64::from(f32::from_bits(number(fixed(4)?) as u32))),
+        Kind::U64 => Value::Unsigned(number(fixed(8)?)),
+        Kind::I64 => Value::Signed(number(fixed(8)?).cast_signed()),
+        Kind::F64 => Value::Float(f64::from_bits(number(fixed(8)?))),
         Kind::Text => Value::Text(cursor.text(key)?.to_owned()),
         Kind::Array => {
             if depth == DEEPEST {
@@ -147,9 +148,4 @@ pub(super) fn elements<'b>(
 ) -> impl Iterator<Item = Result<Value, Problem>> + 'b {
     let mut cursor = Cursor::new(bytes, start);
     (0..count).map(move |_| read_value(&mut cursor, element, key, 1))
-}
-
-/// Up to eight bytes as a number.
-fn little_endian(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
 }

@@ -8,8 +8,10 @@ mod cursor;
 mod file;
 mod llama;
 mod metadata;
+mod names;
 mod writer;
 
 pub use file::GgufFile;
 pub use llama::GgufWeights;
+pub use names::gguf_name;
 pub use writer::{GgufValue, write_gguf};

@@ -1,10 +1,10 @@
 //! Writing GGUF files: metadata and tensors in float32 or float16.
 
-use crate::io::replace_file;
+use crate::io::{replace_file, tensor_bytes};
 use crate::{Error, Result};
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 const ALIGNMENT: u64 = 32;
 
@@ -78,9 +78,7 @@ pub fn write_gguf(
 /// A tensor's bytes, filled up to the alignment.
 fn bytes(tensor: &Tensor) -> std::result::Result<Vec<u8>, tch::TchError> {
     let kind = if tensor.kind() == Kind::Half { Kind::Half } else { Kind::Float };
-    let tensor = tensor.detach().f_to_device(Device::Cpu)?.f_to_kind(kind)?.f_contiguous()?;
-    let mut bytes = vec![0; tensor.numel() * kind.elt_size_in_bytes()];
-    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    let mut bytes = tensor_bytes(&tensor.f_to_kind(kind)?)?;
     pad(&mut bytes);
     Ok(bytes)
 }

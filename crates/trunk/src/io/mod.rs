@@ -1,10 +1,13 @@
 //! Weights from files and to files, and atomic writes.
 
+mod lend;
 mod map;
 mod reader;
 mod safetensors_files;
 mod writer;
 
+pub use lend::tensor_bytes;
+pub(crate) use lend::{byte_size, lend, strides};
 pub use map::map;
 pub use reader::{WeightReader, WeightSource};
 pub use safetensors_files::{SafetensorsFiles, read_safetensors};

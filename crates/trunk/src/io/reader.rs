@@ -2,7 +2,7 @@
 
 use crate::{Error, Parameter, Result};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tch::Tensor;
 
 /// Files that hold tensors, under the stock Llama names where they are a model's.
@@ -17,6 +17,23 @@ pub trait WeightSource {
 
     /// Numbers of all tensors together.
     fn numbers(&self) -> usize;
+
+    /// Refuses files that together hold less than half of the numbers that the model needs, before
+    /// memory is taken for it. Where a tensor or two are missing, the one who looks for them names
+    /// them.
+    ///
+    /// # Errors
+    /// When the files are too small.
+    fn check_size(&self, needed: usize) -> Result<()> {
+        let numbers = self.numbers();
+        if numbers < needed / 2 {
+            let problem = format!(
+                "holds {numbers} numbers, but the model that its config describes has {needed}"
+            );
+            return Err(Error::format(&self.path(""), problem));
+        }
+        Ok(())
+    }
 
     /// The shape of a tensor.
     ///
@@ -45,21 +62,12 @@ impl WeightReader {
         Self { source, left }
     }
 
-    /// Refuses files that together hold less than half of the numbers that the model needs, before
-    /// memory is taken for it. Where a tensor or two are missing, the one who looks for them names
-    /// them.
+    /// As [`WeightSource::check_size`].
     ///
     /// # Errors
     /// When the files are too small.
     pub fn check_size(&self, needed: usize) -> Result<()> {
-        let numbers = self.source.numbers();
-        if numbers < needed / 2 {
-            let problem = format!(
-                "holds {numbers} numbers, but the model that its config describes has {needed}"
-            );
-            return Err(Error::format(&self.source.path(""), problem));
-        }
-        Ok(())
+        self.source.check_size(needed)
     }
 
     /// Whether a tensor is there and was not taken.
@@ -83,18 +91,26 @@ impl WeightReader {
         Ok(())
     }
 
+    /// Fills several parameters.
+    ///
+    /// # Errors
+    /// As [`WeightReader::fill`].
+    pub fn fill_all(&mut self, parameters: &[Parameter]) -> Result<()> {
+        parameters.iter().try_for_each(|parameter| self.fill(parameter))
+    }
+
     /// Fills `view` from the tensor `name`.
     ///
     /// # Errors
     /// When the tensor is missing, was taken before, or its shape differs.
     pub fn fill_view(&mut self, name: &str, view: &mut Tensor) -> Result<()> {
         if !self.left.remove(name) {
-            return Err(tensor_error(&self.source.path(name), name, "is missing"));
+            return Err(Error::tensor(&self.source.path(name), name, "is missing"));
         }
         let shape = self.source.shape(name)?;
         if shape != view.size() {
             let problem = format!("expected the shape {:?}, found {shape:?}", view.size());
-            return Err(tensor_error(&self.source.path(name), name, problem));
+            return Err(Error::tensor(&self.source.path(name), name, problem));
         }
         self.source.copy_to(name, view)
     }
@@ -111,12 +127,8 @@ impl WeightReader {
                     "the model that its config describes has no place for it ({} such in all)",
                     self.left.len()
                 );
-                Err(tensor_error(&self.source.path(name), name, problem))
+                Err(Error::tensor(&self.source.path(name), name, problem))
             }
         }
     }
-}
-
-pub(super) fn tensor_error(path: &Path, name: &str, problem: impl Into<String>) -> Error {
-    Error::Tensor { path: path.to_owned(), name: name.to_owned(), problem: problem.into() }
 }

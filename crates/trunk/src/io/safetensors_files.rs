@@ -1,14 +1,14 @@
 //! Safetensors files, one or the shards of one model.
 
-use super::map;
-use super::reader::{WeightSource, tensor_error};
+use super::reader::WeightSource;
+use super::{byte_size, lend, map};
 use crate::{Error, Result};
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Bytes of the number at the start of a file that says how long its header is.
 const PREFIX: usize = 8;
@@ -58,7 +58,7 @@ impl SafetensorsFiles {
         for (tensor, file) in map {
             let plain = file.as_str().filter(|name| is_plain_name(name));
             let problem = "weight_map must name a file of the same folder";
-            names.insert(plain.ok_or_else(|| tensor_error(index, tensor, problem))?);
+            names.insert(plain.ok_or_else(|| Error::tensor(index, tensor, problem))?);
         }
         let folder = index.parent().unwrap_or(Path::new(""));
         let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
@@ -69,7 +69,7 @@ impl SafetensorsFiles {
                 != file.as_str()
             {
                 let problem = format!("is not in {file}, where the index says it is");
-                return Err(tensor_error(index, tensor, problem));
+                return Err(Error::tensor(index, tensor, problem));
             }
         }
         Ok(files)
@@ -100,7 +100,7 @@ impl SafetensorsFiles {
                 shape: info.shape.iter().map(|&d| d as i64).collect(),
             };
             if self.tensors.insert(name.clone(), place).is_some() {
-                return Err(tensor_error(path, &name, "is in two files"));
+                return Err(Error::tensor(path, &name, "is in two files"));
             }
         }
         self.maps.push((path.to_owned(), map));
@@ -108,7 +108,7 @@ impl SafetensorsFiles {
     }
 
     fn place(&self, name: &str) -> Result<&Place> {
-        self.tensors.get(name).ok_or_else(|| tensor_error(&self.path(name), name, "is missing"))
+        self.tensors.get(name).ok_or_else(|| Error::tensor(&self.path(name), name, "is missing"))
     }
 
     /// A tensor of its own.
@@ -117,29 +117,16 @@ impl SafetensorsFiles {
     }
 
     /// Hands the tensor as it lies in the file to `use_it`.
-    #[allow(unsafe_code)]
     fn with<R>(&self, name: &str, use_it: impl FnOnce(&Tensor) -> Result<R>) -> Result<R> {
         let place = self.place(name)?;
         let (path, map) = &self.maps[place.file];
         let Some(kind) = kind(place.dtype) else {
             let problem = format!("the number format {:?} is not supported", place.dtype);
-            return Err(tensor_error(path, name, problem));
+            return Err(Error::tensor(path, name, problem));
         };
-        let bytes = map
-            .get(place.bytes.clone())
-            .filter(|bytes| Some(bytes.len()) == size(&place.shape, kind))
-            .ok_or_else(|| tensor_error(path, name, "lies outside of the file"))?;
-        let aligned = bytes.as_ptr().addr().is_multiple_of(kind.elt_size_in_bytes());
-        if bytes.is_empty() || !aligned {
-            return use_it(&Tensor::f_from_data_size(bytes, &place.shape, kind)?);
-        }
-        let strides = strides(&place.shape);
-        // SAFETY: the bytes are exactly the tensor's and outlive it, as `use_it` gets a reference;
-        // nobody writes to a read-only map, and `use_it` only reads.
-        let tensor = unsafe {
-            Tensor::f_from_blob(bytes.as_ptr(), &place.shape, &strides, kind, Device::Cpu)
-        }?;
-        use_it(&tensor)
+        map.get(place.bytes.clone())
+            .and_then(|bytes| lend(bytes, &place.shape, kind, use_it))
+            .ok_or_else(|| Error::tensor(path, name, "lies outside of the file"))?
     }
 }
 
@@ -154,7 +141,7 @@ impl WeightSource for SafetensorsFiles {
     }
 
     fn numbers(&self) -> usize {
-        let numbers = |place: &Place| size(&place.shape, Kind::Int8).unwrap_or(0);
+        let numbers = |place: &Place| byte_size(&place.shape, Kind::Int8).unwrap_or(0);
         self.tensors.values().map(numbers).fold(0, usize::saturating_add)
     }
 
@@ -188,19 +175,6 @@ fn kind(dtype: Dtype) -> Option<Kind> {
         Dtype::I64 => Some(Kind::Int64),
         _ => None,
     }
-}
-
-fn size(shape: &[i64], kind: Kind) -> Option<usize> {
-    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?))?;
-    count.checked_mul(kind.elt_size_in_bytes())
-}
-
-fn strides(shape: &[i64]) -> Vec<i64> {
-    let mut strides = vec![1; shape.len()];
-    for i in (1..shape.len()).rev() {
-        strides[i - 1] = strides[i] * shape[i];
-    }
-    strides
 }
 
 /// Whether a name from a file is that of a file beside it and leads nowhere else.

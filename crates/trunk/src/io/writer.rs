@@ -1,13 +1,13 @@
 //! Safetensors files whose bytes follow from their content alone.
 
-use super::replace_file;
+use super::{replace_file, tensor_bytes};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// The header ends on such a boundary, so that numbers lie where their type may.
 const ALIGNMENT: usize = 8;
@@ -64,18 +64,10 @@ pub fn write_safetensors_with(
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
         for (_, tensor, _) in &stored {
-            file.write_all(&bytes(tensor).map_err(std::io::Error::other)?)?;
+            file.write_all(&tensor_bytes(tensor).map_err(std::io::Error::other)?)?;
         }
         file.flush()
     })
-}
-
-/// A tensor's numbers in order.
-fn bytes(tensor: &Tensor) -> std::result::Result<Vec<u8>, tch::TchError> {
-    let tensor = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
-    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-    Ok(bytes)
 }
 
 fn dtype(kind: Kind) -> Option<&'static str> {

@@ -4,7 +4,7 @@
 //! to 4.3.16 (end records) and 4.5.3 (zip64 field). Checksums are not compared: it would cost a
 //! pass over the whole file.
 
-use super::bytes::{Problem, number, place, slice};
+use crate::bytes::{Problem, number, place, slice};
 use crate::io::map;
 use crate::{Error, Result};
 use std::collections::BTreeMap;

@@ -6,7 +6,6 @@
 //! nothing that it names is called, and whatever is no tensor is refused by name.
 
 mod archive;
-mod bytes;
 mod checkpoint;
 mod names;
 mod params;

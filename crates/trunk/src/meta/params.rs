@@ -1,6 +1,7 @@
 //! Sizes and heads from a `params.json`.
 
 use super::weights::MetaWeights;
+use crate::architecture::LARGEST_SIZE;
 use crate::{Architecture, Error, Result, RopeScaling};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -11,8 +12,7 @@ const CONTEXT: usize = 4096;
 const MULTIPLE_OF: usize = 256;
 const ROPE_THETA: f64 = 10_000.0;
 const NORM_EPS: f64 = 1e-5;
-/// The largest sizes that are believed: keep a hostile file from asking for all memory.
-const LARGEST_SIZE: u64 = 1 << 24;
+/// The longest context that is believed: the rotary tables are as long.
 const LONGEST_CONTEXT: usize = 1 << 20;
 /// Keys of later models of Meta's that change what is computed.
 const UNSUPPORTED: [&str; 5] =

@@ -5,11 +5,11 @@
 //! function of PyTorch that makes a tensor, and its storage classes. They become plain data; any
 //! other name and any other instruction is refused.
 
-use super::bytes::{Problem, number, place, slice};
 use super::values::{
     Dict, Global, MORE_THAN_TENSORS, PickledTensor, Rebuilt, Storage, Tuple, Value, room, unknown,
     whole_numbers,
 };
+use crate::bytes::{Problem, number, place, slice};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 

@@ -1,6 +1,6 @@
 //! What a pickle of tensors may hold, as plain data.
 
-use super::bytes::Problem;
+use crate::bytes::Problem;
 use std::rc::Rc;
 use tch::Kind;
 

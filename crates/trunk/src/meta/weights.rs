@@ -1,16 +1,16 @@
 //! The tensors of a `consolidated.pth` under stock Llama names.
 
 use super::archive::Archive;
-use super::bytes::Problem;
 use super::names::Place;
 use super::pickle::read_state_dict;
 use super::values::PickledTensor;
-use crate::io::WeightSource;
+use crate::bytes::Problem;
+use crate::io::{WeightSource, byte_size, lend, strides};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 const PICKLE: &str = "/data.pkl";
 /// Rotary frequencies, which older checkpoints store and which follow from `params.json`.
@@ -46,7 +46,7 @@ impl MetaWeights {
             .map_err(|problem| Error::format(path, format!("its entry data.pkl: {problem}")))?;
         let mut tensors = BTreeMap::new();
         for (name, tensor) in pickled.iter().filter(|(name, _)| *name != ROTARY) {
-            let wrong = |problem: &str| tensor_error(path, name, problem);
+            let wrong = |problem: &str| Error::tensor(path, name, problem);
             let place = Place::parse(name)
                 .ok_or_else(|| wrong("there is no place for it in a model of Meta's Llama"))?;
             let bytes = locate(&archive, &root, tensor).map_err(|problem| wrong(&problem))?;
@@ -106,28 +106,16 @@ impl MetaWeights {
     }
 
     fn error(&self, name: &str, problem: &str) -> Error {
-        tensor_error(self.archive.path(), name, problem)
+        Error::tensor(self.archive.path(), name, problem)
     }
 
     /// Hands the tensor as it lies in the file, rows as they are, to `use_it`.
-    #[allow(unsafe_code)]
     fn with(&self, name: &str, use_it: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
         let stored = self.stored(name)?;
-        let bytes = self
-            .archive
+        self.archive
             .bytes(stored.bytes.clone())
-            .filter(|bytes| Some(bytes.len()) == size(&stored.shape, stored.kind))
-            .ok_or_else(|| self.error(name, "lies outside of the file"))?;
-        if !bytes.as_ptr().addr().is_multiple_of(stored.kind.elt_size_in_bytes()) {
-            return use_it(&Tensor::f_from_data_size(bytes, &stored.shape, stored.kind)?);
-        }
-        let (shape, strides) = (&stored.shape, strides(&stored.shape));
-        // SAFETY: the bytes are exactly the tensor's and outlive it, as `use_it` gets a reference;
-        // nobody writes to a read-only map, and `use_it` only reads.
-        let tensor = unsafe {
-            Tensor::f_from_blob(bytes.as_ptr(), shape, &strides, stored.kind, Device::Cpu)
-        }?;
-        use_it(&tensor)
+            .and_then(|bytes| lend(bytes, &stored.shape, stored.kind, use_it))
+            .ok_or_else(|| self.error(name, "lies outside of the file"))?
     }
 }
 
@@ -141,7 +129,7 @@ impl WeightSource for MetaWeights {
     }
 
     fn numbers(&self) -> usize {
-        let numbers = |stored: &Stored| size(&stored.shape, Kind::Int8).unwrap_or(0);
+        let numbers = |stored: &Stored| byte_size(&stored.shape, Kind::Int8).unwrap_or(0);
         self.tensors.values().map(numbers).fold(0, usize::saturating_add)
     }
 
@@ -199,7 +187,7 @@ fn locate(
             storage.len()
         ));
     }
-    let size = size(&tensor.shape, tensor.kind).filter(|&size| size > 0);
+    let size = byte_size(&tensor.shape, tensor.kind).filter(|&size| size > 0);
     let Some(size) = size else {
         return Err(format!("the shape {:?} is that of no weight", tensor.shape));
     };
@@ -226,29 +214,10 @@ fn check_apart(path: &Path, tensors: &BTreeMap<String, Stored>) -> Result<()> {
                 "shares numbers with {}, which is not supported: save copies",
                 pair[1].place.own()
             );
-            return Err(tensor_error(path, &pair[0].place.own(), &problem));
+            return Err(Error::tensor(path, &pair[0].place.own(), &problem));
         }
     }
     Ok(())
-}
-
-fn tensor_error(path: &Path, name: &str, problem: &str) -> Error {
-    Error::Tensor { path: path.to_owned(), name: name.to_owned(), problem: problem.to_owned() }
-}
-
-/// Bytes of a tensor.
-fn size(shape: &[i64], kind: Kind) -> Option<usize> {
-    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?))?;
-    count.checked_mul(kind.elt_size_in_bytes())
-}
-
-/// Strides of numbers that lie in order. The shape is one that [`size`] has a value for.
-fn strides(shape: &[i64]) -> Vec<i64> {
-    let mut strides = vec![1; shape.len()];
-    for i in (1..shape.len()).rev() {
-        strides[i - 1] = strides[i] * shape[i];
-    }
-    strides
 }
 
 /// Whether numbers lie in order; along a dimension of one the stride says nothing.

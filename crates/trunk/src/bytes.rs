@@ -1,10 +1,10 @@
 //! Little-endian numbers at places that are checked.
 
 /// What is wrong with a file, without its path.
-pub(super) type Problem = String;
+pub(crate) type Problem = String;
 
 /// `count` bytes from `at` on.
-pub(super) fn slice<'b>(
+pub(crate) fn slice<'b>(
     bytes: &'b [u8],
     at: usize,
     count: usize,
@@ -19,11 +19,11 @@ pub(super) fn slice<'b>(
 }
 
 /// Up to eight bytes as a number.
-pub(super) fn number(bytes: &[u8]) -> u64 {
+pub(crate) fn number(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |number, &byte| (number << 8) | u64::from(byte))
 }
 
 /// A place or a length in a file. One that memory cannot have is outside of every file.
-pub(super) fn place(number: u64) -> usize {
+pub(crate) fn place(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
