@@ -1,0 +1,233 @@
+// libtorch's process groups for Rust: a store that all ranks share, and collectives on Gloo. Every
+// function catches what libtorch throws and returns it as a message that the caller frees; null
+// means success. Handles are made here and given back to the `…_free` of their kind.
+
+#include <c10/util/Logging.h>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <mutex>
+#include <sstream>
+#include <string>
+#include <vector>
+
+// The class as libtorch 2.11.0 lays it out; with other headers or stubs it would not fit.
+static_assert(sizeof(c10d::ProcessGroupGloo) == 488, "these are not the headers of libtorch 2.11.0");
+
+using at::Tensor;
+using std::chrono::milliseconds;
+using Store = c10::intrusive_ptr<c10d::Store>;
+using Group = c10::intrusive_ptr<c10d::Backend>;
+using Work = c10::intrusive_ptr<c10d::Work>;
+
+namespace {
+
+template <typename F>
+char* guarded(F&& body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error& error) {
+    return strdup(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    return strdup(error.what());
+  } catch (...) {
+    return strdup("an exception without a message");
+  }
+}
+
+// c10d writes to stderr, with stack traces, what our errors say in a line.
+void quieten() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) FLAGS_caffe2_log_level = c10::GLOG_FATAL;
+  });
+}
+
+// Gloo prints to stdout how many ranks it reached; stdout belongs to results.
+class SilentOutput {
+ public:
+  SilentOutput() : before_(std::cout.rdbuf(&nothing_)) {}
+  ~SilentOutput() { std::cout.rdbuf(before_); }
+
+ private:
+  struct Nothing : std::streambuf {
+    int overflow(int c) override { return traits_type::not_eof(c); }
+  };
+  Nothing nothing_;
+  std::streambuf* before_;
+};
+
+std::vector<uint8_t> bytes(const char* text) { return {text, text + std::strlen(text)}; }
+
+char* text(const std::vector<uint8_t>& value) {
+  return strndup(reinterpret_cast<const char*>(value.data()), value.size());
+}
+
+std::vector<std::string> strings(const char* const* values, size_t count) {
+  return {values, values + count};
+}
+
+using Device = std::shared_ptr<::gloo::transport::Device>;
+
+// `interfaces`: names between commas, as in GLOO_SOCKET_IFNAME; null for the one that the host's
+// name, or the loopback address, belongs to.
+std::vector<Device> devices(const char* interfaces, bool loopback) {
+  if (interfaces == nullptr && loopback)
+    return {c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1")};
+  if (interfaces == nullptr) return {c10d::ProcessGroupGloo::createDefaultDevice()};
+  std::vector<Device> found;
+  std::stringstream names(interfaces);
+  for (std::string name; std::getline(names, name, ',');)
+    found.push_back(c10d::ProcessGroupGloo::createDeviceForInterface(name));
+  return found;
+}
+
+// Starts a collective and hands its work out.
+template <typename F>
+char* start(Work** work, F&& collective) {
+  return guarded([&] { *work = new Work(collective()); });
+}
+
+}  // namespace
+
+extern "C" {
+
+void foretoken_dist_free_text(char* text) { std::free(text); }
+
+// --- the store ---
+
+// Opens the store of `host`:`port`, as its server too where `server`; keys begin with `prefix`.
+char* foretoken_dist_store_open(const char* host, uint16_t port, bool server, int64_t timeout_ms,
+                                const char* prefix, Store** store) {
+  quieten();
+  return guarded([&] {
+    c10d::TCPStoreOptions options;
+    options.port = port;
+    options.isServer = server;
+    options.waitWorkers = false;
+    options.timeout = milliseconds(timeout_ms);
+    auto shared = c10::make_intrusive<c10d::TCPStore>(host, options);
+    *store = new Store(c10::make_intrusive<c10d::PrefixStore>(prefix, std::move(shared)));
+  });
+}
+
+void foretoken_dist_store_free(Store* store) { delete store; }
+
+char* foretoken_dist_store_set(Store* store, const char* key, const char* value) {
+  return guarded([&] { (*store)->set(key, bytes(value)); });
+}
+
+char* foretoken_dist_store_add(Store* store, const char* key, int64_t amount, int64_t* sum) {
+  return guarded([&] { *sum = (*store)->add(key, amount); });
+}
+
+// Sets `key` to `wanted` where its value is `expected` (empty: where it has none); `now` is the
+// value that it has afterwards.
+char* foretoken_dist_store_exchange(Store* store, const char* key, const char* expected,
+                                    const char* wanted, char** now) {
+  return guarded([&] { *now = text((*store)->compareSet(key, bytes(expected), bytes(wanted))); });
+}
+
+char* foretoken_dist_store_has(Store* store, const char* const* keys, size_t count, bool* has) {
+  return guarded([&] { *has = (*store)->check(strings(keys, count)); });
+}
+
+// The values of `keys`, one a line. Waits for keys that do not exist yet.
+char* foretoken_dist_store_get(Store* store, const char* const* keys, size_t count, char** lines) {
+  return guarded([&] {
+    std::vector<uint8_t> joined;
+    for (const auto& value : (*store)->multiGet(strings(keys, count))) {
+      joined.insert(joined.end(), value.begin(), value.end());
+      joined.push_back('\n');
+    }
+    *lines = text(joined);
+  });
+}
+
+// --- the group ---
+
+// Connects the ranks; every rank has to call it within `timeout_ms`.
+char* foretoken_dist_group_open(Store* store, int rank, int size, int64_t timeout_ms,
+                                const char* interfaces, bool loopback, Group** group) {
+  return guarded([&] {
+    SilentOutput silent;
+    auto options = c10d::ProcessGroupGloo::Options::create(milliseconds(timeout_ms));
+    options->devices = devices(interfaces, loopback);
+    auto keys = c10::make_intrusive<c10d::PrefixStore>("gloo", *store);
+    *group = new Group(c10::make_intrusive<c10d::ProcessGroupGloo>(keys, rank, size, options));
+  });
+}
+
+// Waits for collectives that are under way.
+void foretoken_dist_group_free(Group* group) { delete group; }
+
+char* foretoken_dist_group_set_timeout(Group* group, int64_t timeout_ms) {
+  return guarded([&] { (*group)->setTimeout(milliseconds(timeout_ms)); });
+}
+
+char* foretoken_dist_broadcast(Group* group, const Tensor* tensor, int root, Work** work) {
+  return start(work, [&] {
+    std::vector<Tensor> tensors{*tensor};
+    c10d::BroadcastOptions options;
+    options.rootRank = root;
+    return (*group)->broadcast(tensors, options);
+  });
+}
+
+// Sums in place, on every rank.
+char* foretoken_dist_all_reduce(Group* group, const Tensor* tensor, Work** work) {
+  return start(work, [&] {
+    std::vector<Tensor> tensors{*tensor};
+    return (*group)->allreduce(tensors);
+  });
+}
+
+// Sums in place on `root`; what the others' tensors hold afterwards is not defined.
+char* foretoken_dist_reduce(Group* group, const Tensor* tensor, int root, Work** work) {
+  return start(work, [&] {
+    std::vector<Tensor> tensors{*tensor};
+    c10d::ReduceOptions options;
+    options.rootRank = root;
+    return (*group)->reduce(tensors, options);
+  });
+}
+
+// `outputs`: one a rank, each of the input's shape.
+char* foretoken_dist_all_gather(Group* group, const Tensor* input, const Tensor* const* outputs,
+                                size_t count, Work** work) {
+  return start(work, [&] {
+    std::vector<Tensor> inputs{*input};
+    std::vector<std::vector<Tensor>> lists(1);
+    for (size_t i = 0; i < count; ++i) lists[0].push_back(*outputs[i]);
+    return (*group)->allgather(lists, inputs);
+  });
+}
+
+char* foretoken_dist_barrier(Group* group, Work** work) {
+  return start(work, [&] { return (*group)->barrier(); });
+}
+
+// Waits up to `wait_ms`; `done` is false when the work is still under way after that.
+char* foretoken_dist_work_wait(Work* work, int64_t wait_ms, bool* done) {
+  return guarded([&] {
+    *done = true;
+    try {
+      (*work)->wait(milliseconds(wait_ms));
+    } catch (const std::exception&) {
+      if ((*work)->isCompleted()) {
+        (*work)->wait();
+      } else {
+        *done = false;
+      }
+    }
+  });
+}
+
+void foretoken_dist_work_free(Work* work) { delete work; }
+}
