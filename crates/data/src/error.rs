@@ -150,6 +150,19 @@ pub enum Error {
         /// Bytes on disk.
         found: u64,
     },
+    /// A shard file that another program cut short or made longer while it was mapped.
+    #[error(
+        "{} changed while it was in use: {found} bytes instead of {expected}; prepare the corpus again, then resume the run",
+        path.display()
+    )]
+    ShardChanged {
+        /// The shard file.
+        path: PathBuf,
+        /// Bytes when it was opened.
+        expected: u64,
+        /// Bytes now.
+        found: u64,
+    },
     /// A shard file of the right length with other content.
     #[error(
         "{} does not match its manifest: its SHA-256 is another; delete it and prepare the corpus again",
@@ -225,6 +238,24 @@ pub enum Error {
         columns: usize,
         /// "empty" or "too large".
         problem: &'static str,
+    },
+    /// Corpora and weights that make no mixture.
+    #[error("these corpora cannot be mixed: {problem}")]
+    Mixture {
+        /// Why not.
+        problem: String,
+    },
+    /// The operating system has no thread to read ahead with.
+    #[error("cannot start a thread that reads batches ahead: {source}")]
+    Thread {
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The code that assembles batches panicked on the thread that reads ahead.
+    #[error("the thread that reads batches ahead panicked: {message}")]
+    Panicked {
+        /// The panic's own message.
+        message: String,
     },
 }
 

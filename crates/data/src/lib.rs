@@ -7,8 +7,10 @@
 //! ([`DropReason`]), divides it into training, validation and test ([`SplitFractions`]), makes ids
 //! of it with a [`Tokenizer`] and leaves a *shard folder*: three files of tokens and a
 //! [`Manifest`] that says what they are and where they came from. [`open_split`] maps one of them
-//! into memory as a [`TokenShard`], and a [`BatchSampler`] cuts it into windows and serves
-//! [`TokenBatch`]es in an order that follows from a seed and the step alone.
+//! into memory as a [`TokenShard`], and a [`BatchSampler`] cuts it into windows, or packs whole
+//! documents into rows ([`Packing`]), and serves [`TokenBatch`]es in an order that follows from a
+//! seed and the step alone. A [`Mixture`] does so with several corpora in given shares. Both are
+//! [`Batches`], the trait by which a trainer knows them; [`Prefetch`] reads them ahead.
 //!
 //! A tokenizer comes from a `tokenizer.json`, or from the [`Vocabulary`] of a GGUF file; the
 //! [`ChatTemplate`] that came with it makes prompts of chats.
@@ -50,6 +52,8 @@
 //! # }
 //! ```
 
+mod batches;
+mod boundaries;
 mod documents;
 mod encode;
 mod error;
@@ -57,7 +61,10 @@ mod files;
 mod filters;
 mod manifest;
 mod map;
+mod mixture;
+mod packing;
 mod permutation;
+mod prefetch;
 mod prepare;
 mod sampler;
 mod scan;
@@ -65,13 +72,18 @@ mod shard;
 mod source;
 mod split;
 mod tokenizer;
+mod turns;
 mod writer;
 
+pub use batches::{Batches, SamplerOptions, TokenBatch};
 pub use error::{Error, Result};
 pub use filters::{Count, DropReason, FilterCounts};
 pub use manifest::{Manifest, SourceInfo, SplitInfo, Splits};
+pub use mixture::Mixture;
+pub use packing::Packing;
+pub use prefetch::Prefetch;
 pub use prepare::{PrepareOptions, Progress, prepare};
-pub use sampler::{BatchSampler, SamplerOptions, TokenBatch};
+pub use sampler::BatchSampler;
 pub use shard::{TokenShard, open_split};
 pub use source::{CorpusSource, python_code_root};
 pub use split::{Split, SplitFractions, SplitPlan, SplitRule};

@@ -1,4 +1,4 @@
-//! Seeded permutations that take no memory.
+//! Seeded permutations that take no memory, and the random numbers that they are made of.
 
 /// A permutation of `0..len`: a Feistel network over the next power of four, walked until it
 /// lands inside (Black and Rogaway, 2002, "Ciphers with arbitrary finite domains").
@@ -18,6 +18,11 @@ impl Permutation {
             mix(key)
         });
         Self { len, half_bits: bits.div_ceil(2).max(1), keys }
+    }
+
+    /// How many indices there are.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
     }
 
     /// The place of `index`, which has to be less than `len`.
@@ -44,6 +49,11 @@ pub(crate) fn mix(value: u64) -> u64 {
     let value = (value ^ value >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let value = (value ^ value >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
     value ^ value >> 31
+}
+
+/// A number below `bound` of 64 random bits: Lemire's way, without a division.
+pub(crate) fn below(random: u64, bound: u64) -> u64 {
+    ((u128::from(random) * u128::from(bound)) >> 64) as u64
 }
 
 #[cfg(test)]

@@ -4,10 +4,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
-
 use crate::files::sha256_hex;
-use crate::map::map_file;
+use crate::map::MappedFile;
 use crate::{Error, Manifest, Result, Split, SplitInfo, Tokenizer};
 
 /// Opens a split of a prepared corpus, whose folder is `dir`.
@@ -22,21 +20,26 @@ pub fn open_split(dir: &Path, split: Split) -> Result<TokenShard> {
 /// open the same shard share its memory.
 ///
 /// Documents follow each other with the end-of-text token before the first and behind each.
+///
+/// The files stay open. Removing them, or preparing the folder anew, therefore does a run no harm;
+/// a file that another program cuts short or writes to is what
+/// [`check_files`](Self::check_files) is for.
 #[derive(Debug)]
 pub struct TokenShard {
     dir: PathBuf,
     split: Split,
     manifest: Arc<Manifest>,
-    tokens: Option<Mmap>,
-    ends: Option<Mmap>,
+    tokens: MappedFile,
+    ends: MappedFile,
 }
 
 impl TokenShard {
     fn open(dir: &Path, split: Split, manifest: Arc<Manifest>) -> Result<Self> {
         let info = manifest.splits.get(split);
-        let tokens =
-            mapped(&dir.join(&info.file), info.tokens.saturating_mul(manifest.token_bytes as u64))?;
-        let ends = mapped(&dir.join(&info.documents_file), info.documents.saturating_mul(8))?;
+        let token_bytes = info.tokens.saturating_mul(manifest.token_bytes as u64);
+        let tokens = MappedFile::open(&dir.join(&info.file), token_bytes)?;
+        let ends_bytes = info.documents.saturating_mul(8);
+        let ends = MappedFile::open(&dir.join(&info.documents_file), ends_bytes)?;
         Ok(Self { dir: dir.to_path_buf(), split, tokens, ends, manifest })
     }
 
@@ -47,7 +50,7 @@ impl TokenShard {
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.tokens.is_none()
+        self.raw().is_empty()
     }
 
     /// Which split this is.
@@ -93,52 +96,39 @@ impl TokenShard {
     /// When the range is not within the shard.
     pub fn extend_indices(&self, range: Range<usize>, to: &mut Vec<i64>) -> Result<()> {
         let raw = self.slice(range)?;
-        match self.manifest.token_bytes {
-            2 => to.extend(
-                raw.as_chunks().0.iter().map(|&token| i64::from(u16::from_le_bytes(token))),
-            ),
-            _ => to.extend(
-                raw.as_chunks().0.iter().map(|&token| i64::from(u32::from_le_bytes(token))),
-            ),
-        }
+        let filled = to.len();
+        to.resize(filled + raw.len() / self.manifest.token_bytes, 0);
+        widen(raw, self.manifest.token_bytes, &mut to[filled..]);
         Ok(())
     }
 
-    /// How many documents there are.
-    pub fn documents(&self) -> usize {
-        self.ends.as_deref().map_or(0, <[u8]>::len) / 8
-    }
-
-    /// Where a document's tokens lie, without the end-of-text tokens around it.
+    /// Fills `to` with the tokens from `start` on, as [`extend_indices`](Self::extend_indices)
+    /// does, in memory that is there already.
     ///
     /// # Errors
-    /// When there are not that many documents.
-    pub fn document(&self, index: usize) -> Result<Range<usize>> {
-        let separator = usize::from(self.manifest.tokenizer.end_of_text.is_some());
-        let before = match index.checked_sub(1) {
-            Some(previous) => self.document_end(previous)?,
-            None => 0,
-        };
-        let range = before + separator..self.document_end(index)?;
-        if range.start <= range.end && range.end <= self.len() {
-            return Ok(range);
-        }
-        // Only a documents' file that was tampered with says so.
-        Err(Error::ShardChecksum { path: self.dir.join(&self.info().documents_file) })
+    /// When the shard ends before `to` does.
+    pub fn read_indices(&self, start: usize, to: &mut [i64]) -> Result<()> {
+        let raw = self.slice(start..start.saturating_add(to.len()))?;
+        widen(raw, self.manifest.token_bytes, to);
+        Ok(())
     }
 
-    fn document_end(&self, index: usize) -> Result<usize> {
-        let ends = self.ends.as_deref().unwrap_or_default().as_chunks().0;
-        match ends.get(index) {
-            Some(&end) => Ok(u64::from_le_bytes(end) as usize),
-            None => Err(Error::OutOfRange {
-                what: "documents",
-                start: index,
-                end: index + 1,
-                len: self.documents(),
-                split: self.split,
-            }),
-        }
+    /// Makes sure that the shard's files are as they were when it was opened. It costs two system
+    /// calls, so samplers do it before every batch.
+    ///
+    /// A shard is memory-mapped: to read what another program cut off would end the process with
+    /// SIGBUS. That can still happen between this check and the reading, a matter of microseconds;
+    /// at any other time the run ends with an error that names the file. A removed file is only
+    /// logged, since it stays readable, and a file that was merely touched is read through once
+    /// and found to be the same.
+    ///
+    /// # Errors
+    /// [`Error::ShardChanged`] when a file has another length, [`Error::ShardChecksum`] when it
+    /// was written to and has other content.
+    pub fn check_files(&self) -> Result<()> {
+        let info = self.info();
+        self.tokens.check(&info.sha256)?;
+        self.ends.check(&info.documents_sha256)
     }
 
     /// Makes sure that the shard speaks a tokenizer's language.
@@ -156,17 +146,9 @@ impl TokenShard {
     /// [`Error::ShardChecksum`] or [`Error::ShardToken`] where it differs.
     pub fn verify(&self) -> Result<()> {
         let info = self.info();
-        let files = [
-            (&info.file, &info.sha256, self.raw()),
-            (
-                &info.documents_file,
-                &info.documents_sha256,
-                self.ends.as_deref().unwrap_or_default(),
-            ),
-        ];
-        for (name, sha256, content) in files {
-            if &sha256_hex(content) != sha256 {
-                return Err(Error::ShardChecksum { path: self.dir.join(name) });
+        for (file, sha256) in [(&self.tokens, &info.sha256), (&self.ends, &info.documents_sha256)] {
+            if &sha256_hex(file.bytes()) != sha256 {
+                return Err(Error::ShardChecksum { path: file.path().to_path_buf() });
             }
         }
         let outside = self.position(|token| token as usize >= self.vocab_size());
@@ -197,7 +179,12 @@ impl TokenShard {
     }
 
     fn raw(&self) -> &[u8] {
-        self.tokens.as_deref().unwrap_or_default()
+        self.tokens.bytes()
+    }
+
+    /// The place behind each document's last token, as little-endian u64.
+    pub(crate) fn ends(&self) -> &[[u8; 8]] {
+        self.ends.bytes().as_chunks().0
     }
 
     fn slice(&self, range: Range<usize>) -> Result<&[u8]> {
@@ -217,11 +204,16 @@ impl TokenShard {
     }
 }
 
-fn mapped(path: &Path, expected: u64) -> Result<Option<Mmap>> {
-    let map = map_file(path)?;
-    let found = map.as_deref().map_or(0, <[u8]>::len) as u64;
-    if found == expected {
-        return Ok(map);
+/// Makes 64 bits of each token. No token is looked at, so compilers turn the loops into the
+/// processor's widening loads.
+fn widen(raw: &[u8], token_bytes: usize, to: &mut [i64]) {
+    if token_bytes == 2 {
+        for (to, &token) in to.iter_mut().zip(raw.as_chunks().0) {
+            *to = i64::from(u16::from_le_bytes(token));
+        }
+    } else {
+        for (to, &token) in to.iter_mut().zip(raw.as_chunks().0) {
+            *to = i64::from(u32::from_le_bytes(token));
+        }
     }
-    Err(Error::ShardLength { path: path.to_path_buf(), expected, found })
 }

@@ -1,7 +1,9 @@
 //! Corpora and tokenizers to test with.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use foretoken_data::{
     CorpusSource, Manifest, PrepareOptions, Result, Split, SplitFractions, TokenShard, Tokenizer,
@@ -45,6 +47,45 @@ pub(crate) fn documents(dir: &Path, split: Split, tokenizer: &Tokenizer) -> Vec<
 pub(crate) fn document(shard: &TokenShard, index: usize, tokenizer: &Tokenizer) -> String {
     let range = shard.document(index).unwrap();
     tokenizer.decode(&shard.tokens(range).unwrap()).unwrap()
+}
+
+/// A shard of texts, each a document, all for training. It stays mapped when its folder is gone.
+pub(crate) fn shard_of(texts: &[String], tokenizer: Tokenizer) -> Arc<TokenShard> {
+    let root = folder();
+    let records: String = texts.iter().map(|text| format!("{}\n", json!({"text": text}))).collect();
+    let path = write(root.path(), "records.jsonl", records);
+    let out = root.path().join("shards");
+    let mut options = options(CorpusSource::Path(path), &out);
+    options.tokenizer = tokenizer;
+    options.split = SplitFractions::all_train();
+    run(&options).unwrap();
+    Arc::new(open_split(&out, Split::Train).unwrap())
+}
+
+/// Texts of the given lengths, rounded up to whole numbers, in which every [`TELLING`] bytes occur
+/// once: they begin with `mark` and count on.
+pub(crate) fn counted(mark: char, lengths: &[usize]) -> Vec<String> {
+    let mut numbers = 0..;
+    let text = |&length: &usize| -> String {
+        let words = length.div_ceil(WORD);
+        numbers.by_ref().take(words).map(|number: usize| format!("{mark}{number:05} ")).collect()
+    };
+    lengths.iter().map(text).collect()
+}
+
+/// Bytes of a number in [`counted`] texts.
+pub(crate) const WORD: usize = 7;
+/// The fewest tokens that tell their place in [`counted`] texts.
+pub(crate) const TELLING: usize = 16;
+
+/// The place of each window of `columns` tokens, found by looking.
+pub(crate) fn places(shard: &TokenShard, columns: usize) -> HashMap<Vec<i64>, usize> {
+    let mut tokens = Vec::new();
+    shard.extend_indices(0..shard.len(), &mut tokens).unwrap();
+    let windows = tokens.windows(columns).map(<[i64]>::to_vec);
+    let places: HashMap<_, _> = windows.zip(0..).collect();
+    assert_eq!(places.len(), tokens.len() - columns + 1, "windows repeat");
+    places
 }
 
 /// Python that no filter minds; no two seeds share a telling line.

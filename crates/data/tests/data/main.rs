@@ -4,12 +4,17 @@
 #![allow(clippy::format_collect)]
 
 mod bad_input;
+mod changed_files;
 mod chats;
 mod describing;
 mod fixtures;
+mod mixtures;
+mod packing;
+mod prefetching;
 mod preparation;
 mod python_code;
 mod sampling;
+mod sources;
 mod splits;
 mod text;
 mod tokenizing;
