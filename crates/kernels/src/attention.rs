@@ -1,6 +1,6 @@
 //! Grouped-query causal attention with rotary positions, for whole sequences and behind a cache.
 
-use crate::buffers::{SharedRows, floats, floats_mut, for_row_ranges, fusable};
+use crate::buffers::{SharedRows, floats, floats_mut, for_row_ranges, fusable, half_on_cpu};
 use crate::simd::rotate_halves;
 use crate::{Error, KvCache, Result, Rotary, custom_gradient};
 use tch::{Kind, Tensor, no_grad};
@@ -85,6 +85,10 @@ impl AttentionShape {
 pub fn causal_attention(qkv: Tensor, shape: AttentionShape, rotary: &Rotary) -> Result<Tensor> {
     let (batch, seq) = shape.check(&qkv)?;
     rotary.check(0, seq)?;
+    if half_on_cpu(&qkv) {
+        let wide = causal_attention(qkv.f_to_kind(Kind::Float)?, shape, rotary)?;
+        return Ok(wide.f_to_kind(qkv.kind())?);
+    }
     if !fusable(&[&qkv, &rotary.cos]) {
         return causal_attention_reference(&qkv, shape, rotary);
     }
@@ -200,15 +204,19 @@ pub fn cached_attention(
     let [q, k, v] = shape.split(qkv)?;
     let (q, k) = (rotary.apply(&q, start)?, rotary.apply(&k, start)?);
     let (keys, values) = cache.append(&k, &v)?;
-    let scores =
-        q.f_matmul(&shape.repeat(&keys)?.f_transpose(-1, -2)?)? / (shape.head_dim as f64).sqrt();
+    // Queries that share a key head are its rows: nothing of the cache is copied.
+    let AttentionShape { heads, kv_heads, head_dim } = shape;
+    let (groups, total) = (heads / kv_heads, start + new);
+    let q = q.f_reshape([batch, kv_heads, groups * new, head_dim])?;
+    let scores = q.f_matmul(&keys.f_transpose(-1, -2)?)? / (head_dim as f64).sqrt();
     let scores = if new == 1 {
         scores
     } else {
-        let total = start + new;
         let future = Tensor::f_ones([new, total], (Kind::Bool, qkv.device()))?.f_triu(start + 1)?;
-        scores.f_masked_fill(&future, f64::NEG_INFINITY)?
+        let apart = scores.f_view([batch, kv_heads, groups, new, total])?;
+        apart.f_masked_fill(&future, f64::NEG_INFINITY)?.f_view(scores.size().as_slice())?
     };
-    let out = scores.f_softmax(-1, qkv.kind())?.f_matmul(&shape.repeat(&values)?)?;
-    Ok(out.f_transpose(1, 2)?.f_reshape([batch, new, shape.heads * shape.head_dim])?)
+    let out = scores.f_softmax(-1, qkv.kind())?.f_matmul(&values)?;
+    let out = out.f_view([batch, heads, new, head_dim])?.f_transpose(1, 2)?;
+    Ok(out.f_reshape([batch, new, heads * head_dim])?)
 }

@@ -11,6 +11,17 @@ pub(crate) fn fusable(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|t| t.kind() == Kind::Float && t.device() == Device::Cpu)
 }
 
+/// Whether a tensor is in half precision on the CPU: the fused paths take it in float32 then, and
+/// what leaves them is rounded once.
+pub(crate) fn half_on_cpu(tensor: &Tensor) -> bool {
+    tensor.device() == Device::Cpu && matches!(tensor.kind(), Kind::BFloat16 | Kind::Half)
+}
+
+/// The format that sums over numbers of `kind` are kept in: float64, else float32.
+pub(crate) fn accumulator(kind: Kind) -> Kind {
+    if kind == Kind::Double { Kind::Double } else { Kind::Float }
+}
+
 /// The elements of a contiguous float32 CPU tensor, for which `fusable` holds.
 pub(crate) fn floats(tensor: &Tensor) -> &[f32] {
     assert!(fusable(&[tensor]) && tensor.is_contiguous(), "a contiguous float32 CPU tensor");

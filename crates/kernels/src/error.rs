@@ -19,6 +19,16 @@ pub enum Error {
         /// What was given.
         found: String,
     },
+    /// A number that is set is outside its range.
+    #[error("{name} is {found}: give {expected}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// What it can be.
+        expected: &'static str,
+        /// What it is.
+        found: f64,
+    },
     /// A cache or a rotary table has fewer positions than asked for.
     #[error("{needed} positions are needed, but {what} has {capacity}")]
     Capacity {

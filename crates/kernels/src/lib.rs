@@ -2,12 +2,14 @@
 //!
 //! Each function takes and returns libtorch tensors and stands beside a plain `…_reference` in
 //! libtorch's own operators, which defines it and serves every kind and device. On the CPU in
-//! float32 the functions are fused: one pass over the data each way, on libtorch's own threads.
+//! float32 the functions are fused: one pass over the data each way, on libtorch's own threads; in
+//! half precision they go the same way in float32, and only products are of the half kind.
 //!
 //! - [`rms_norm`], [`swiglu`], [`causal_attention`] with [`Rotary`]: the parts of a Llama block.
 //! - [`KvCache`] and [`cached_attention`]: the same attention, position by position.
 //! - [`linear_cross_entropy`]: hidden states to loss and both gradients, in chunks;
-//!   [`linear_distillation`]: the same with another model's distribution as the target.
+//!   [`linear_cross_entropy_with`]: the same with label smoothing and z-loss;
+//!   [`linear_distillation`]: with another model's distribution as the target.
 //! - [`BlockFormat`]: the quantised number formats of GGUF files.
 //! - [`custom_gradient`]: how a value computed in Rust enters libtorch's graph; write your own
 //!   fused operation with it.
@@ -33,6 +35,7 @@ mod buffers;
 mod cache;
 pub mod cpu;
 mod cross_entropy;
+mod embedding;
 mod error;
 mod linear;
 mod native;
@@ -46,8 +49,11 @@ pub use attention::{
 };
 pub use cache::KvCache;
 pub use cross_entropy::{
-    IGNORED, linear_cross_entropy, linear_cross_entropy_reference, linear_distillation,
+    CrossEntropy, CrossEntropyOptions, IGNORED, linear_cross_entropy,
+    linear_cross_entropy_reference, linear_cross_entropy_with, linear_cross_entropy_with_reference,
+    linear_distillation,
 };
+pub use embedding::embedding;
 pub use error::{Error, Result};
 pub use linear::{linear, linear_add, linear_bias};
 pub use native::{backward_from, custom_gradient};

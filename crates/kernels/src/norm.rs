@@ -1,14 +1,16 @@
 //! Root-mean-square normalisation (Zhang & Sennrich 2019).
 
-use crate::buffers::{SharedRows, TASKS, floats, floats_mut, for_row_ranges, fusable};
+use crate::buffers::{
+    SharedRows, TASKS, accumulator, floats, floats_mut, for_row_ranges, fusable, half_on_cpu,
+};
 use crate::simd::{add_row, rms_norm_row, rms_norm_row_gradient};
 use crate::{Result, custom_gradient};
 use tch::{Kind, Tensor};
 
 /// y = x / √(mean(x²) + eps) · weight, over the last dimension.
 ///
-/// `x`: `[…, dim]`, `weight`: `[dim]`. On the CPU in float32 value and gradient are one pass each;
-/// elsewhere it is [`rms_norm_reference`].
+/// `x`: `[…, dim]`, `weight`: `[dim]`. On the CPU value and gradient are one pass each, in
+/// float32; elsewhere it is [`rms_norm_reference`].
 ///
 /// # Errors
 /// When the last dimension of `x` is not that of `weight`.
@@ -30,6 +32,10 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
             expected: format!("[…, {dim}]"),
             found: format!("{:?}", x.size()),
         });
+    }
+    if half_on_cpu(x) {
+        let (wide, weight) = (x.f_to_kind(Kind::Float)?, weight.f_to_kind(Kind::Float)?);
+        return Ok(rms_norm(&wide, &weight, eps)?.f_to_kind(x.kind())?);
     }
     if !fusable(&[x, weight]) {
         return rms_norm_reference(x, weight, eps);
@@ -97,7 +103,7 @@ fn rms_norm_gradient(x: &Tensor, weight: &Tensor, scales: &[f32], dy: &Tensor) -
 /// When libtorch refuses the shapes.
 pub fn rms_norm_reference(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let kind = x.kind();
-    let wide = if kind == Kind::Double { Kind::Double } else { Kind::Float };
+    let wide = accumulator(kind);
     let x = x.f_to_kind(wide)?;
     let mean = (&x * &x).f_mean_dim(-1, true, wide)?;
     let normed = &x * (mean + eps).rsqrt();

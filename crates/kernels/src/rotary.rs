@@ -1,6 +1,7 @@
 //! Rotary position embedding (Su et al. 2021), in the layout of Hugging Face's Llama: the two
 //! coordinates of a pair lie half a head apart.
 
+use crate::buffers::accumulator;
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
@@ -17,7 +18,7 @@ pub fn rotary_frequencies(head_dim: usize, theta: f64) -> Vec<f64> {
 /// Cosines and sines of all positions up to a limit.
 ///
 /// The angle of pair i at position p is p · ωᵢ ([`rotary_frequencies`]). Tables are computed in
-/// float64.
+/// float64 and kept in float32, or in float64 for a model of that kind.
 #[derive(Debug)]
 pub struct Rotary {
     /// `[positions, head_dim / 2]`
@@ -66,8 +67,14 @@ impl Rotary {
         let frequencies = Tensor::f_from_slice(frequencies)?;
         let angles =
             Tensor::f_arange(positions, (Kind::Double, Device::Cpu))?.f_outer(&frequencies)?;
-        let table = |t: Tensor| t.f_to_kind(kind)?.f_to_device(device);
+        let table = |t: Tensor| t.f_to_kind(accumulator(kind))?.f_to_device(device);
         Ok(Self { cos: table(angles.cos())?, sin: table(angles.sin())? })
+    }
+
+    /// The same tables: the tensors are these.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
     }
 
     /// Positions that the tables reach.
@@ -93,10 +100,10 @@ impl Rotary {
         self.check(start, seq)?;
         let cos = self.cos.f_narrow(0, start, seq)?;
         let sin = self.sin.f_narrow(0, start, seq)?;
-        let halves = x.f_chunk(2, -1)?;
+        let halves = x.f_to_kind(self.cos.kind())?.f_chunk(2, -1)?;
         let (a, b) = (&halves[0], &halves[1]);
         let turned_a = a.f_mul(&cos)?.f_sub(&b.f_mul(&sin)?)?;
         let turned_b = b.f_mul(&cos)?.f_add(&a.f_mul(&sin)?)?;
-        Ok(Tensor::f_cat(&[turned_a, turned_b], -1)?)
+        Ok(Tensor::f_cat(&[turned_a, turned_b], -1)?.f_to_kind(x.kind())?)
     }
 }

@@ -74,18 +74,31 @@ pub(crate) fn exp(x: f32) -> f32 {
     p * scale
 }
 
-/// Replaces a row by exp(x − peak); returns their sum and the peak.
+/// What [`exp_row`] finds out about a row on its way.
+struct RowSums {
+    /// Σ exp(x − peak).
+    total: f32,
+    /// The largest element.
+    peak: f32,
+    /// Σ x.
+    plain: f32,
+}
+
+/// Replaces a row by exp(x − peak).
 #[inline(always)]
 #[allow(clippy::inline_always)]
-fn exp_row(row: &mut [f32]) -> (f32, f32) {
+fn exp_row(row: &mut [f32]) -> RowSums {
     let mut peaks = [f32::NEG_INFINITY; LANES];
+    let mut plain = [0f32; LANES];
     let (body, tail) = row.as_chunks::<LANES>();
     for x in body {
         for lane in 0..LANES {
             peaks[lane] = if x[lane] > peaks[lane] { x[lane] } else { peaks[lane] };
+            plain[lane] += x[lane];
         }
     }
     let peak = peaks.iter().chain(tail).copied().fold(f32::NEG_INFINITY, f32::max);
+    let plain = plain.iter().chain(tail).sum();
     let mut sums = [0f32; LANES];
     let (body, tail) = row.as_chunks_mut::<LANES>();
     for x in body {
@@ -99,7 +112,18 @@ fn exp_row(row: &mut [f32]) -> (f32, f32) {
         *x = exp(*x - peak);
         total += *x;
     }
-    (total, peak)
+    RowSums { total, peak, plain }
+}
+
+/// What a row of logits is held to beside its target, and by what its gradient is scaled.
+#[derive(Clone, Copy)]
+pub(crate) struct RowTerms {
+    /// Of the gradient: 1 / counted tokens.
+    pub(crate) scale: f32,
+    /// s: share of the target's weight that is spread over the vocabulary.
+    pub(crate) smoothing: f32,
+    /// z: factor of (log Σ exp)².
+    pub(crate) z: f32,
 }
 
 vectorised! {
@@ -158,30 +182,45 @@ vectorised! {
         }
     }
 
-    /// Replaces a row of logits by `scale · (softmax − one-hot(target))` and returns
-    /// log Σ exp(logits) − logits[target].
-    fn cross_entropy_row(logits: &mut [f32], target: usize, scale: f32) -> f32 {
+    /// Replaces a row of logits by the gradient of its loss, and returns the loss and, of it, the
+    /// plain cross-entropy. With L = log Σ exp(logits) and V logits these are
+    ///
+    /// - scale · ((1 + 2zL) · softmax − (1 − s) · one-hot(target) − s / V),
+    /// - L − (1 − s) · logits\[target\] − s · mean(logits) + z · L²,
+    /// - L − logits\[target\].
+    fn cross_entropy_row(logits: &mut [f32], target: usize, terms: RowTerms) -> (f32, f32) {
+        let RowTerms { scale, smoothing, z } = terms;
         let at_target = logits[target];
-        let (total, peak) = exp_row(logits);
-        let factor = scale / total;
-        for x in logits.iter_mut() {
-            *x *= factor;
+        let share = 1.0 / logits.len() as f32;
+        let RowSums { total, peak, plain } = exp_row(logits);
+        let log_sum = total.ln() + peak;
+        let nats = log_sum - at_target;
+        let mut loss = nats;
+        if smoothing > 0.0 {
+            loss += smoothing * (at_target - plain * share);
         }
-        logits[target] -= scale;
-        total.ln() + peak - at_target
+        if z > 0.0 {
+            loss += z * log_sum * log_sum;
+        }
+        let factor = scale * (1.0 + 2.0 * z * log_sum) / total;
+        let floor = scale * smoothing * share;
+        for x in logits.iter_mut() {
+            *x = *x * factor - floor;
+        }
+        logits[target] -= scale * (1.0 - smoothing);
+        (loss, nats)
     }
 
     /// Replaces a row of logits by `scale · (softmax(logits) − softmax(teacher))` and returns the
     /// cross-entropy −Σ softmax(teacher) · log softmax(logits). The teacher's logits are spent.
     fn distillation_row(logits: &mut [f32], teacher: &mut [f32], scale: f32) -> f32 {
-        let (teacher_total, _) = exp_row(teacher);
-        let normal = 1.0 / teacher_total;
+        let normal = 1.0 / exp_row(teacher).total;
         for x in teacher.iter_mut() {
             *x *= normal;
         }
         // Before the logits are overwritten: what the teacher expects of them.
         let expected = dot_lanes(teacher, logits);
-        let (total, peak) = exp_row(logits);
+        let RowSums { total, peak, .. } = exp_row(logits);
         let normal = 1.0 / total;
         for (x, p) in logits.iter_mut().zip(teacher.iter()) {
             *x = (*x * normal - p) * scale;

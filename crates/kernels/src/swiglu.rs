@@ -1,9 +1,9 @@
 //! The gated unit of Llama's feed-forward layer (Shazeer 2020).
 
-use crate::buffers::{SharedRows, floats, floats_mut, for_row_ranges, fusable};
+use crate::buffers::{SharedRows, floats, floats_mut, for_row_ranges, fusable, half_on_cpu};
 use crate::simd::{swiglu_row, swiglu_row_gradient};
 use crate::{Error, Result, custom_gradient};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// silu(gate) · up, where `gate_up` holds both side by side: `[…, 2·ffn]` → `[…, ffn]`.
 ///
@@ -20,6 +20,9 @@ pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
     };
     *last /= 2;
     let ffn = *last as usize;
+    if half_on_cpu(gate_up) {
+        return Ok(swiglu(&gate_up.f_to_kind(Kind::Float)?)?.f_to_kind(gate_up.kind())?);
+    }
     if !fusable(&[gate_up]) {
         return swiglu_reference(gate_up);
     }

@@ -5,7 +5,7 @@ use foretoken_kernels::{
     AttentionShape, KvCache, Rotary, cached_attention, causal_attention, linear, linear_add,
     linear_bias, rms_norm, swiglu,
 };
-use tch::Tensor;
+use tch::{Tensor, no_grad};
 
 /// A pre-norm transformer block:
 ///
@@ -85,6 +85,35 @@ impl Block {
         let normed = rms_norm(&x, &self.post_attention_layernorm, self.norm_eps)?;
         let gated = swiglu(&linear(&normed, &self.gate_up_proj)?)?;
         Ok(linear_add(&gated, &self.down_proj, &x)?)
+    }
+
+    /// The same block: its tensors are this one's.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self {
+            input_layernorm: self.input_layernorm.shallow_clone(),
+            qkv_proj: self.qkv_proj.shallow_clone(),
+            qkv_bias: self.qkv_bias.as_ref().map(Tensor::shallow_clone),
+            o_proj: self.o_proj.shallow_clone(),
+            post_attention_layernorm: self.post_attention_layernorm.shallow_clone(),
+            gate_up_proj: self.gate_up_proj.shallow_clone(),
+            down_proj: self.down_proj.shallow_clone(),
+            attention: self.attention,
+            norm_eps: self.norm_eps,
+        }
+    }
+
+    /// Takes over the weights of `other`, a block of the same sizes.
+    ///
+    /// # Errors
+    /// When the sizes differ.
+    pub fn copy_weights(&self, other: &Self) -> Result<()> {
+        no_grad(|| {
+            for (ours, theirs) in self.parameters("").into_iter().zip(other.parameters("")) {
+                ours.tensor.shallow_clone().f_copy_(&theirs.tensor)?;
+            }
+            Ok(())
+        })
     }
 
     /// The weights under the names that they have inside a stock Llama layer, each after `prefix`

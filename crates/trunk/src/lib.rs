@@ -31,6 +31,7 @@ mod initialiser;
 pub mod io;
 pub mod meta;
 mod parameter;
+mod recompute;
 mod rope;
 mod trunk;
 

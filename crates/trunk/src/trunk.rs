@@ -1,7 +1,7 @@
 //! Embedding and blocks that all heads share.
 
 use crate::{Architecture, Block, Error, Initialiser, Parameter, Result, Role};
-use foretoken_kernels::{KvCache, Rotary};
+use foretoken_kernels::{KvCache, Rotary, embedding};
 use tch::{Device, Kind, Tensor};
 
 /// The shared part of a multi-token model: tokens in, trunk output out.
@@ -48,7 +48,7 @@ impl Trunk {
     /// # Errors
     /// When a token is outside the vocabulary or positions run past the context.
     pub fn forward(&self, tokens: &Tensor, cache: Option<&mut TrunkCache>) -> Result<Tensor> {
-        let mut x = Tensor::f_embedding(&self.embed_tokens, tokens, -1, false, false)?;
+        let mut x = embedding(&self.embed_tokens, tokens)?;
         match cache {
             None => {
                 for block in &self.blocks {

@@ -19,7 +19,7 @@
 //!   its heads in one [`Pass`], without allocating: the trunk's blocks one after the other, then
 //!   heads that each read the trunk's output, of which only the last rows need to go the whole
 //!   way, then the unembedding and the best token of each row. [`DenseWeights`] are heads without
-//!   attention, over the final norm.
+//!   attention, over the final norm; [`TokenWeights`] tell heads the token after each row.
 //!
 //! The threads of a workspace share columns and attention heads, between barriers that take a few
 //! hundred nanoseconds.
@@ -102,6 +102,7 @@ mod team;
 #[allow(clippy::float_cmp)]
 mod tests;
 mod tile;
+mod told;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -114,3 +115,4 @@ pub use logits::{argmax, top_gap};
 pub use norm::RmsNorm;
 pub use pass::{Blocks, Pass, Room, Unembedding, Workspace};
 pub use real::Real;
+pub use told::TokenWeights;

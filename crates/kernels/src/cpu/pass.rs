@@ -10,6 +10,7 @@ use super::norm::RmsNorm;
 use super::real::Real;
 use super::rotary::RotaryTable;
 use super::team::{Team, Worker};
+use super::told::{TokenWeights, ToldRows};
 
 /// Blocks and their caches, one each.
 pub struct Blocks<'p, T> {
@@ -66,6 +67,8 @@ pub struct Workspace<T> {
     /// What the heads made of them, one head's rows after the other's.
     y: Rows<T>,
     dense: DenseRows<T>,
+    /// For heads that are told the next token.
+    told: Option<ToldRows<T>>,
     /// The logits of each row of `y`.
     logits: Rows<T>,
     best: Vec<u32>,
@@ -102,9 +105,28 @@ impl<T: Real> Workspace<T> {
             x: Rows::new(room.rows, shape.dim),
             y: Rows::new(room.outputs, shape.dim),
             dense: DenseRows::new(room.outputs, shape.dim),
+            told: None,
             logits: Rows::new(room.outputs, vocab),
             best: vec![0; room.outputs],
             team,
+        }
+    }
+
+    /// Makes room for passes of [`Workspace::run_told`] with up to `heads` heads.
+    #[must_use]
+    pub fn with_tokens(mut self, heads: usize) -> Self {
+        self.told = Some(ToldRows::new(self.x.rows(), heads, self.x.width()));
+        self
+    }
+
+    /// The embedding of the token after row `r`, for [`Workspace::run_told`].
+    ///
+    /// # Panics
+    /// Where there is no room for such a row.
+    pub fn next_token(&mut self, r: usize) -> &mut [T] {
+        match &mut self.told {
+            Some(told) => told.tokens.row_mut(r),
+            None => panic!("the workspace was made without room for tokens"),
         }
     }
 
@@ -144,14 +166,26 @@ impl<T: Real> Workspace<T> {
     /// # Panics
     /// Where the workspace has no room for the pass or its parts do not fit each other.
     pub fn run(&mut self, pass: Pass<'_, T>) -> &[u32] {
+        self.run_told(pass, &[])
+    }
+
+    /// As [`Workspace::run`], with heads that are told the tokens in [`Workspace::next_token`], each
+    /// by its own `tokens`.
+    ///
+    /// # Panics
+    /// As [`Workspace::run`], and where there are neither no `tokens` nor as many as heads.
+    pub fn run_told(&mut self, pass: Pass<'_, T>, tokens: &[TokenWeights<T>]) -> &[u32] {
         let outputs = self.check(&pass);
+        self.check_tokens(&pass, tokens);
         let Pass { rows, trunk, heads, unembedding, .. } = pass;
+        let told = self.told.as_ref().filter(|_| !tokens.is_empty());
+        let told = told.map(|told| (told.tokens.view(), told.inputs.view()));
         let (scratch, x, y, logits) =
             (self.scratch.view(), self.x.view(), self.y.view(), self.logits.view());
         let (rotary, best) = (&self.rotary, BestView(self.best.as_mut_ptr()));
         let (trunk_caches, head_caches) = (&*trunk.caches, &*heads.caches);
         self.team.run(|worker| {
-            let call = |cache: &BlockCache<T>, y, outputs| BlockCall {
+            let call = |cache: &BlockCache<T>, x, y, outputs| BlockCall {
                 x,
                 y,
                 rows,
@@ -164,11 +198,24 @@ impl<T: Real> Workspace<T> {
             // so they belong to the team for now; every worker runs these same lines.
             unsafe {
                 for (block, cache) in trunk.weights.iter().zip(trunk_caches) {
-                    block.part(worker, &call(cache, x, rows));
+                    block.part(worker, &call(cache, x, x, rows));
+                    worker.barrier();
+                }
+                if let Some((next, inputs)) = told {
+                    let normed = scratch.normed(worker);
+                    for (i, head) in tokens.iter().enumerate() {
+                        head.project(worker, next, normed, inputs.skip(i * rows), rows);
+                    }
+                    worker.barrier();
+                    for j in worker.share(tokens.len() * rows) {
+                        tokens[j / rows].join(x.skip(j % rows), inputs.skip(j));
+                    }
                     worker.barrier();
                 }
                 for (i, (block, cache)) in heads.weights.iter().zip(head_caches).enumerate() {
-                    block.part(worker, &call(cache, y.skip(i * pass.outputs), pass.outputs));
+                    let x = told.map_or(x, |(_, inputs)| inputs.skip(i * rows));
+                    let y = y.skip(i * pass.outputs);
+                    block.part(worker, &call(cache, x, y, pass.outputs));
                 }
                 worker.barrier();
                 if outputs > 0 {
@@ -254,6 +301,20 @@ impl<T: Real> Workspace<T> {
         );
         self.check_vocabulary(product);
         outputs
+    }
+
+    /// Refuses tokens that there is no room for.
+    fn check_tokens(&self, pass: &Pass<'_, T>, tokens: &[TokenWeights<T>]) {
+        if tokens.is_empty() {
+            return;
+        }
+        let room = self.told.as_ref().map_or(0, |told| told.inputs.rows());
+        assert!(
+            tokens.len() == pass.heads.weights.len() && tokens.len() * pass.rows <= room,
+            "no room for what {} heads are told",
+            tokens.len()
+        );
+        assert!(tokens.iter().all(|head| head.dim() == self.x.width()), "heads of another width");
     }
 
     /// An unembedding may be of a part of the vocabulary.
