@@ -2,10 +2,10 @@
 
 use std::borrow::Borrow;
 
-use foretoken_heads::{Dense, DraftVocabulary, Head, ModelParts, MultiTokenModel, Tap};
+use foretoken_heads::{Dense, DraftVocabulary, Head, Informed, ModelParts, MultiTokenModel, Tap};
 use foretoken_kernels::cpu::{
     BlockCache, BlockShape, BlockTensors, BlockWeights, Blocks, DenseWeights, PackedLinear, Pass,
-    Real, RmsNorm, Room, Unembedding, WeightFormat, Workspace,
+    Real, RmsNorm, Room, TokenWeights, Unembedding, WeightFormat, Workspace,
 };
 use foretoken_trunk::{Architecture, Block};
 use tch::{Device, Kind, Tensor};
@@ -32,7 +32,8 @@ fn useful_threads(model: &MultiTokenModel, most: usize) -> usize {
 }
 
 /// The engine for a model that it can run: one in float32 or float64, on the CPU, whose drafting
-/// heads are all blocks over the trunk's output or all matrices over the final hidden state.
+/// heads are all blocks over the trunk's output, told the next token or not, or all matrices over
+/// the final hidden state.
 pub(crate) fn build(
     model: &MultiTokenModel,
     options: DecoderOptions,
@@ -84,6 +85,7 @@ fn engine<B: Borrow<Block>, H: Borrow<Box<dyn Head>>>(
 /// What a part of a model computes.
 enum Computes<'m> {
     Block(&'m Block),
+    Informed(Informed<'m>),
     Dense(Dense<'m>),
 }
 
@@ -91,7 +93,9 @@ impl<'m> Computes<'m> {
     /// `None` for a head of another form.
     fn of(head: &'m dyn Head) -> Option<Self> {
         match head.tap() {
-            Tap::TrunkOutput => head.as_block().map(Self::Block),
+            Tap::TrunkOutput => {
+                head.as_block().map(Self::Block).or(head.as_informed().map(Self::Informed))
+            }
             Tap::FinalHidden => head.as_dense().map(Self::Dense),
         }
     }
@@ -172,19 +176,19 @@ impl Plan {
 }
 
 /// The shape of all blocks, where it is one; `None` also for a model that the engine has no form
-/// for: one whose drafting heads are neither all blocks nor all dense.
+/// for: one whose drafting heads are not all of one form.
 fn common_shape(model: &MultiTokenModel) -> Option<BlockShape> {
     let heads = model.heads().iter().map(|head| Computes::of(head.as_ref()));
     let heads = heads.collect::<Option<Vec<_>>>()?;
     let (first, drafting) = heads.split_first()?;
     let Computes::Block(first) = first else { return None };
-    let dense = drafting.iter().filter(|head| matches!(head, Computes::Dense(_))).count();
-    if dense > 0 && dense < drafting.len() {
+    let form = std::mem::discriminant::<Computes<'_>>;
+    if drafting.iter().any(|head| form(head) != form(&drafting[0])) {
         return None;
     }
     let first = shape(first);
     let of_heads = drafting.iter().filter_map(|head| match head {
-        Computes::Block(block) => Some(*block),
+        Computes::Block(block) | Computes::Informed(Informed { block, .. }) => Some(*block),
         Computes::Dense(_) => None,
     });
     model.trunk().blocks.iter().chain(of_heads).all(|block| shape(block) == first).then_some(first)
@@ -251,6 +255,8 @@ struct CpuEngine<T> {
     weights: Vec<BlockWeights<T>>,
     /// The drafting heads, where they are no blocks.
     dense: Vec<DenseWeights<T>>,
+    /// By which the drafting heads are told the next token, where they are.
+    told: Vec<TokenWeights<T>>,
     caches: Vec<BlockCache<T>>,
     trunk: usize,
     unembedding: Unembedding<T>,
@@ -260,6 +266,8 @@ struct CpuEngine<T> {
     drafts: Vec<u32>,
     drafted: Vec<u32>,
     workspace: Workspace<T>,
+    /// The token after each row of the last pass, as head 0 or the text has it.
+    next: Vec<u32>,
     /// Rows of the last pass that are still there.
     rows: usize,
     /// Rows of the last pass that went the whole way and are still there.
@@ -301,11 +309,15 @@ impl<T: Weight> CpuEngine<T> {
         let drafts = drafts.map_or_else(Vec::new, |drafts| drafts.tokens);
 
         let mut weights = Vec::with_capacity(plan.trunk + heads);
-        let mut dense = Vec::new();
+        let (mut dense, mut told) = (Vec::new(), Vec::new());
         for part in parts {
             match part.computes() {
                 Some(Computes::Block(block)) => {
                     weights.push(pack::<T>(block, plan.format(weights.len()))?);
+                }
+                Some(Computes::Informed(head)) => {
+                    weights.push(pack::<T>(head.block, plan.drafts)?);
+                    told.push(pack_token(head, plan)?);
                 }
                 Some(Computes::Dense(head)) => dense.push(pack_dense(head, plan)?),
                 None => {}
@@ -317,6 +329,11 @@ impl<T: Weight> CpuEngine<T> {
             positions: sizes.context,
             threads: plan.threads,
         };
+        let workspace = Workspace::new(shape, sizes.vocab, &sizes.rotary_frequencies(), room);
+        let workspace = match told.len() {
+            0 => workspace,
+            heads => workspace.with_tokens(heads),
+        };
         Ok(Self {
             embedding,
             dim: shape.dim,
@@ -324,11 +341,13 @@ impl<T: Weight> CpuEngine<T> {
             weights,
             trunk: plan.trunk,
             dense,
+            told,
+            next: Vec::with_capacity(PREFILL_ROWS.max(*heads)),
             unembedding: exact,
             drafting_unembedding: drafting,
             drafts,
             drafted: Vec::with_capacity(*heads),
-            workspace: Workspace::new(shape, sizes.vocab, &sizes.rotary_frequencies(), room),
+            workspace,
             rows: 0,
             outputs: 0,
         })
@@ -337,23 +356,25 @@ impl<T: Weight> CpuEngine<T> {
     /// Passes `tokens` through the trunk and head 0, the last `outputs` of them the whole way.
     fn pass(&mut self, tokens: &[u32], outputs: usize) -> &[u32] {
         for (r, &token) in tokens.iter().enumerate() {
-            let (token, row) = (token as usize, self.workspace.input(r));
-            match &self.embedding {
-                Embedding::Own(rows) => row.copy_from_slice(&rows[token * self.dim..][..self.dim]),
-                Embedding::Tied => self.unembedding.product.copy_weights(token, row),
-            }
+            let row = self.workspace.input(r);
+            embed(&self.embedding, &self.unembedding, self.dim, token, row);
         }
         self.rows = tokens.len();
         self.outputs = outputs;
         let (trunk, heads) = self.weights.split_at(self.trunk);
         let (trunk_caches, head_caches) = self.caches.split_at_mut(self.trunk);
-        self.workspace.run(Pass {
+        let best = self.workspace.run(Pass {
             rows: tokens.len(),
             trunk: Blocks { weights: trunk, caches: trunk_caches },
             heads: Blocks { weights: &heads[..1], caches: &mut head_caches[..1] },
             outputs,
             unembedding: &self.unembedding,
-        })
+        });
+        self.next.clear();
+        self.next.extend(&tokens[tokens.len().min(1)..]);
+        self.next.truncate(tokens.len() - outputs);
+        self.next.extend(best);
+        best
     }
 
     /// Passes the trunk's output on to heads 1 to `heads`, its last `outputs` rows the whole way.
@@ -365,8 +386,15 @@ impl<T: Weight> CpuEngine<T> {
             }
             return self.workspace.run_dense(self.outputs - 1, &self.dense[..heads], unembedding);
         }
+        let told = &self.told[..heads.min(self.told.len())];
+        if !told.is_empty() {
+            for (r, &token) in self.next[..self.rows].iter().enumerate() {
+                let row = self.workspace.next_token(r);
+                embed(&self.embedding, &self.unembedding, self.dim, token, row);
+            }
+        }
         let drafting = self.trunk + 1..self.trunk + 1 + heads;
-        self.workspace.run(Pass {
+        let pass = Pass {
             rows: self.rows,
             trunk: Blocks { weights: &[], caches: &mut [] },
             heads: Blocks {
@@ -375,8 +403,28 @@ impl<T: Weight> CpuEngine<T> {
             },
             outputs,
             unembedding,
-        })
+        };
+        self.workspace.run_told(pass, told)
     }
+}
+
+/// Writes the embedding of `token` to `row`.
+fn embed<T: Weight>(
+    embedding: &Embedding<T>,
+    unembedding: &Unembedding<T>,
+    dim: usize,
+    token: u32,
+    row: &mut [T],
+) {
+    match embedding {
+        Embedding::Own(rows) => row.copy_from_slice(&rows[token as usize * dim..][..dim]),
+        Embedding::Tied => unembedding.product.copy_weights(token as usize, row),
+    }
+}
+
+fn pack_token<T: Weight>(head: Informed<'_>, plan: &Plan) -> Result<TokenWeights<T>> {
+    let (dim, eps) = (plan.shape.dim, head.block.norm_eps);
+    T::with(head.token_proj, |weight| TokenWeights::pack(weight, dim, eps, plan.drafts))
 }
 
 fn pack_dense<T: Weight>(head: Dense<'_>, plan: &Plan) -> Result<DenseWeights<T>> {
@@ -418,9 +466,11 @@ impl<T: Weight> Engine for CpuEngine<T> {
     fn prefill(&mut self, tokens: &[u32], drafting: usize) -> Result<u32> {
         let chunk = self.workspace.most_rows();
         let last = tokens.len().saturating_sub(1) / chunk * chunk;
-        for tokens in tokens[..last].chunks(chunk) {
+        for start in (0..last).step_by(chunk) {
+            let (tokens, following) = (&tokens[start..start + chunk], tokens.get(start + chunk));
             self.pass(tokens, 0);
             if drafting > 0 {
+                self.next.extend(following);
                 self.heads(drafting, 0);
             }
         }

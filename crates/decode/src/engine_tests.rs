@@ -10,7 +10,14 @@ use crate::engine::Engine;
 use crate::tensor_engine::{Held, TensorEngine};
 use crate::{DecoderOptions, DraftPrecision};
 
-fn model(layers: usize, heads: usize, kv_heads: usize, kind: Kind, seed: i64) -> MultiTokenModel {
+fn model(
+    head: &str,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    kind: Kind,
+    seed: i64,
+) -> MultiTokenModel {
     tch::set_num_threads(1);
     let architecture = Architecture {
         vocab: 50,
@@ -22,7 +29,7 @@ fn model(layers: usize, heads: usize, kv_heads: usize, kind: Kind, seed: i64) ->
         context: 128,
         ..Architecture::default()
     };
-    let heads = HeadsConfig { kind: "block".into(), count: heads };
+    let heads = HeadsConfig { kind: head.into(), count: heads };
     let config = ModelConfig { architecture, heads, end_of_text: None };
     let model = MultiTokenModel::new(&config, kind, Device::Cpu, seed).unwrap();
     for parameter in model.parameters() {
@@ -35,12 +42,20 @@ fn model(layers: usize, heads: usize, kv_heads: usize, kind: Kind, seed: i64) ->
     model
 }
 
-/// Logits of each head after each token, from the model's own forward: `[heads][seq][vocab]`.
-fn whole(model: &MultiTokenModel, tokens: &[u32]) -> Vec<Vec<Vec<f64>>> {
+/// Logits of each head after each token, from the model's own forward: `[heads][seq][vocab]`. Heads
+/// are told the text's tokens before `start`, the prompt, and head 0's choices from there on.
+fn whole(model: &MultiTokenModel, tokens: &[u32], start: usize) -> Vec<Vec<Vec<f64>>> {
     let ids: Vec<i64> = tokens.iter().map(|&t| i64::from(t)).collect();
     no_grad(|| {
         let hidden = model.hidden(&Tensor::from_slice(&ids).view([1, -1])).unwrap();
-        let logits = |head| model.logits(head, &hidden).unwrap().squeeze_dim(0);
+        let own = model.best_tokens(0, &hidden).unwrap();
+        let (known, len) = (start as i64 - 1, ids.len() as i64);
+        let next = Tensor::from_slice(&ids[1..start]).view([1, -1]);
+        let next = Tensor::cat(&[next, own.narrow(1, known, len - known)], 1);
+        let logits = |head| {
+            let state = model.head_hidden_before(head, &hidden, &next).unwrap();
+            state.matmul(&model.unembedding().transpose(0, 1)).squeeze_dim(0)
+        };
         (0..model.heads().len())
             .map(|head| Vec::<Vec<f64>>::try_from(logits(head).to_kind(Kind::Double)).unwrap())
             .collect()
@@ -73,7 +88,7 @@ fn walk(
     tolerance: f64,
 ) {
     let heads = model.heads().len();
-    let expected = whole(model, tokens);
+    let expected = whole(model, tokens, start);
     engine.reset();
     let drafts_at = |engine: &mut dyn Engine, position: usize| {
         if heads > 1 {
@@ -119,15 +134,15 @@ proptest! {
         tokens in proptest::collection::vec(0u32..50, 2..128), start in 1usize..100,
         steps in proptest::collection::vec((1usize..5, 1usize..5), 1..30),
         layers in 5usize..7, heads in 1usize..5, kv_heads in prop::sample::select(vec![1, 2, 4]),
-        seed in 0i64..100,
+        seed in 0i64..100, head in prop::sample::select(vec!["block", "informed"]),
     ) {
         let start = start.min(tokens.len());
         let options = DecoderOptions { threads: Some(1), drafts: DraftPrecision::Full };
-        let double = model(layers, heads, kv_heads, Kind::Double, seed);
+        let double = model(head, layers, heads, kv_heads, Kind::Double, seed);
         let mut ours = cpu_engine::build(&double, options).unwrap().unwrap();
         walk(&double, ours.as_mut(), &tokens, start, &steps, 1e-10);
         walk(&double, &mut TensorEngine::new(Held::Lent(&double)).unwrap(), &tokens, start, &steps, 1e-10);
-        let float = model(layers, heads, kv_heads, Kind::Float, seed);
+        let float = model(head, layers, heads, kv_heads, Kind::Float, seed);
         let mut ours = cpu_engine::build(&float, options).unwrap().unwrap();
         walk(&float, ours.as_mut(), &tokens, start, &steps, 1e-4);
     }

@@ -1,6 +1,7 @@
 //! Generation: one token a pass, or several with the drafts of a model's own heads.
 //!
-//! A [`Decoder`] is made once for a model and generates for one prompt after the other.
+//! A [`Decoder`] is made once for a model and generates for one prompt after the other;
+//! [`write_rows`] lets a model write many rows of text at once, to be trained on.
 //! [`GenerateOptions`] say how: [`Decoding::Autoregressive`] takes the next token of head 0 in each
 //! pass; [`Decoding::Speculative`] is the paper's greedy self-speculative decoding, where heads
 //! 1 … k − 1 draft the tokens after the next one, the next pass verifies all drafts at once, and
@@ -47,6 +48,7 @@ mod error;
 mod generation;
 mod options;
 mod pace;
+mod rows;
 mod sampler;
 mod stacked_heads;
 mod tensor_engine;
@@ -55,3 +57,4 @@ pub use decoder::{Decoder, OnTokens};
 pub use error::{Error, Result};
 pub use generation::{Generation, StoppedBy};
 pub use options::{DecoderOptions, Decoding, DraftPrecision, GenerateOptions, Sampling};
+pub use rows::write_rows;

@@ -40,6 +40,8 @@ pub(crate) struct TensorEngine<'m> {
     hidden: Tensor,
     /// What the unembedding read for head 0 at these rows, `[1, rows, dim]`.
     stock: Tensor,
+    /// The tokens after these rows, as head 0 or the text has them, `[1, rows]`.
+    next: Tensor,
     /// Head 0's logits of the last pass, `[rows, vocab]`.
     logits: Tensor,
     best: Vec<u32>,
@@ -54,16 +56,22 @@ impl<'m> TensorEngine<'m> {
             stacked: None,
             hidden: Tensor::new(),
             stock: Tensor::new(),
+            next: Tensor::new(),
             logits: Tensor::new(),
             best: Vec::new(),
             model,
         })
     }
 
+    /// Tokens as a tensor `[1, tokens]`.
+    fn ids(&self, tokens: &[u32]) -> Result<Tensor> {
+        let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
+        Ok(Tensor::f_from_slice(&ids)?.f_view([1, -1])?.f_to_device(self.model.device())?)
+    }
+
     /// Passes tokens through the trunk and head 0, up to the final norm.
     fn pass(&mut self, tokens: &[u32]) -> Result<()> {
-        let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
-        let ids = Tensor::from_slice(&ids).f_view([1, -1])?.f_to_device(self.model.device())?;
+        let ids = self.ids(tokens)?;
         self.hidden = self.model.trunk().forward(&ids, Some(&mut self.trunk))?;
         let stock = self.head(0)?;
         self.stock = self.model.normed(&stock)?;
@@ -73,7 +81,11 @@ impl<'m> TensorEngine<'m> {
     /// A head's output for the rows that are there.
     fn head(&mut self, index: usize) -> Result<Tensor> {
         let head = self.model.head(index)?;
-        let context = HeadContext { rotary: &self.model.trunk().rotary };
+        let next = match head.reads_next() {
+            true => Some(self.model.embedded(&self.next)?),
+            false => None,
+        };
+        let context = HeadContext { rotary: &self.model.trunk().rotary, next: next.as_ref() };
         let input = match head.tap() {
             Tap::TrunkOutput => &self.hidden,
             Tap::FinalHidden => &self.stock,
@@ -151,15 +163,20 @@ impl Engine for TensorEngine<'_> {
         no_grad(|| {
             self.prepare(drafting)?;
             let last = tokens.len().saturating_sub(1) / PREFILL_ROWS * PREFILL_ROWS;
-            for tokens in tokens[..last].chunks(PREFILL_ROWS) {
-                self.pass(tokens)?;
+            for start in (0..last).step_by(PREFILL_ROWS) {
+                self.pass(&tokens[start..start + PREFILL_ROWS])?;
                 if drafting > 0 {
+                    self.next = self.ids(&tokens[start + 1..=start + PREFILL_ROWS])?;
                     _ = self.drafts(drafting)?;
                 }
             }
             self.pass(&tokens[last..])?;
             let row = self.stock.f_select(1, -1)?;
-            Ok(self.choose(&row)?.first().copied().unwrap_or(0))
+            let first = self.choose(&row)?.first().copied().unwrap_or(0);
+            let mut next = tokens[last + 1..].to_vec();
+            next.push(first);
+            self.next = self.ids(&next)?;
+            Ok(first)
         })
     }
 
@@ -167,7 +184,9 @@ impl Engine for TensorEngine<'_> {
         no_grad(|| {
             self.pass(tokens)?;
             let rows = self.stock.f_squeeze_dim(0)?;
-            self.choose(&rows)
+            self.choose(&rows)?;
+            self.next = self.ids(&self.best)?;
+            Ok(self.best.as_slice())
         })
     }
 
@@ -180,6 +199,7 @@ impl Engine for TensorEngine<'_> {
         }
         self.hidden = self.hidden.narrow(1, 0, rows);
         self.stock = self.stock.narrow(1, 0, rows);
+        self.next = self.next.narrow(1, 0, rows);
     }
 
     fn draft(&mut self, heads: usize) -> Result<&[u32]> {

@@ -21,7 +21,7 @@ struct Shape {
 }
 
 fn shapes() -> impl Strategy<Value = Shape> {
-    let head = prop::sample::select(vec!["block", "medusa", "linear"]);
+    let head = prop::sample::select(vec!["block", "informed", "medusa", "linear"]);
     let drafts = prop::option::of(1usize..40);
     (head, 2usize..5, any::<bool>(), any::<bool>(), any::<bool>(), drafts).prop_map(
         |(head, heads, tied, bias, scaled, drafts)| Shape {

@@ -123,15 +123,19 @@ fn windows<'t>(
 fn drafts(model: &MultiTokenModel, windows: &[&[u32]]) -> Result<Vec<Vec<Vec<u32>>>> {
     let heads = model.config().heads.count;
     let positions = windows[0].len() - heads;
-    let read = windows.iter().flat_map(|window| &window[..positions]);
-    let inputs: Vec<i64> = read.map(|&token| i64::from(token)).collect();
-    let shape = [windows.len() as i64, positions as i64];
-    let inputs = Tensor::f_from_slice(&inputs)?.f_view(shape)?.f_to_device(model.device())?;
+    let read = |first: usize| -> Result<Tensor> {
+        let tokens = windows.iter().flat_map(|window| &window[first..first + positions]);
+        let tokens: Vec<i64> = tokens.map(|&token| i64::from(token)).collect();
+        let shape = [windows.len() as i64, positions as i64];
+        Ok(Tensor::f_from_slice(&tokens)?.f_view(shape)?.f_to_device(model.device())?)
+    };
+    // The next token counts always: the walk is where it is known.
+    let (inputs, next) = (read(0)?, read(1)?);
     let mut drafts = vec![Vec::new(); windows.len()];
     tch::no_grad(|| {
         let hidden = model.hidden(&inputs)?;
         for head in 0..heads {
-            let best = model.best_tokens(head, &hidden)?;
+            let best = model.best_tokens_before(head, &hidden, &next)?;
             let best = best.f_to_device(Device::Cpu)?.f_view([-1])?;
             let best = Vec::<i64>::try_from(best)?;
             for (row, best) in drafts.iter_mut().zip(best.chunks(positions)) {

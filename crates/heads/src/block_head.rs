@@ -3,7 +3,7 @@
 use crate::{Head, HeadContext, Result, Tap};
 use foretoken_kernels::KvCache;
 use foretoken_trunk::{Architecture, Block, Initialiser, Parameter};
-use tch::{Tensor, no_grad};
+use tch::Tensor;
 
 /// One Llama block over the trunk output ("parallel" heads in the paper's table S4).
 #[derive(Debug)]
@@ -54,13 +54,7 @@ impl Head for BlockHead {
 
     /// The stock layer's weights.
     fn adopt(&self, stock: &Block) -> Result<()> {
-        no_grad(|| {
-            let theirs = stock.parameters("");
-            for (ours, theirs) in self.block.parameters("").into_iter().zip(&theirs) {
-                ours.tensor.shallow_clone().f_copy_(&theirs.tensor)?;
-            }
-            Ok(())
-        })
+        Ok(self.block.copy_weights(stock)?)
     }
 
     fn as_block(&self) -> Option<&Block> {

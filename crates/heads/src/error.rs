@@ -38,6 +38,12 @@ pub enum Error {
         /// Layers in all.
         layers: usize,
     },
+    /// A head that reads the next token was not told it.
+    #[error("heads of type \"{kind}\" read the next token, and were not given its embedding")]
+    NoNextTokens {
+        /// The type.
+        kind: &'static str,
+    },
     /// Tokens that no draft vocabulary can be made of.
     #[error(
         "a draft vocabulary of {tokens} tokens for a model of {vocab}: name at least one, each once \

@@ -26,11 +26,23 @@ pub struct Dense<'h> {
     pub residual: bool,
 }
 
+/// A head of one block that is told the next token: see [`InformedHead`](crate::InformedHead).
+#[derive(Clone, Copy, Debug)]
+pub struct Informed<'h> {
+    /// W, `[dim, dim]`.
+    pub token_proj: &'h Tensor,
+    /// The block.
+    pub block: &'h Block,
+}
+
 /// What the model lends its heads.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadContext<'a> {
     /// The trunk's rotary tables.
     pub rotary: &'a Rotary,
+    /// The embedding of the token after each row's own, `[batch, seq, dim]`, for heads that read it
+    /// ([`Head::reads_next`]).
+    pub next: Option<&'a Tensor>,
 }
 
 /// One head: from the state at its tap to the state that the unembedding reads, position by
@@ -45,6 +57,12 @@ pub trait Head: std::fmt::Debug + Send {
 
     /// Where the head reads.
     fn tap(&self) -> Tap;
+
+    /// Whether the head also reads the token after each row's own, [`HeadContext::next`]: the text's
+    /// in training, head 0's choice when drafts are made.
+    fn reads_next(&self) -> bool {
+        false
+    }
 
     /// The head's output for `hidden` `[batch, seq, dim]`.
     ///
@@ -86,6 +104,12 @@ pub trait Head: std::fmt::Debug + Send {
     /// The matrix that this head consists of, if it is exactly one over the final hidden state:
     /// what fused decoding looks for.
     fn as_dense(&self) -> Option<Dense<'_>> {
+        None
+    }
+
+    /// The parts of this head, if it is exactly a block that is told the next token: what fused
+    /// decoding looks for.
+    fn as_informed(&self) -> Option<Informed<'_>> {
         None
     }
 

@@ -1,6 +1,8 @@
 //! `heads.safetensors`: the heads beyond the first, and what they belong to.
 
-use crate::{BlockHead, DraftVocabulary, Error, HeadsConfig, MultiTokenModel, Registry, Result};
+use crate::{
+    BlockHead, DraftVocabulary, Error, HeadsConfig, InformedHead, MultiTokenModel, Registry, Result,
+};
 use foretoken_trunk::io::{
     SafetensorsFiles, WeightReader, WeightSource, tensor_bytes, write_safetensors_with,
 };
@@ -52,7 +54,10 @@ impl HeadsFile {
 
     /// Refuses a file that is too small for such heads, before memory is taken for them.
     pub(crate) fn check_size(&self, heads: &HeadsConfig, sizes: &Architecture) -> Result<()> {
-        let each = if heads.kind == BlockHead::KIND { sizes.block_numbers() } else { 1 };
+        let each = match heads.kind.as_str() {
+            BlockHead::KIND | InformedHead::KIND => sizes.block_numbers(),
+            _ => 1,
+        };
         Ok(self.files.check_size(each.saturating_mul(heads.count.saturating_sub(1)))?)
     }
 

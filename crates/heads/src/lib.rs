@@ -5,8 +5,9 @@
 //! unembedding. Head 0 is the last layer of a stock Llama, so that trunk + head 0 is one.
 //!
 //! - [`Head`] is what a researcher implements: one file, one line in the [`Registry`]. [`BlockHead`]
-//!   is the paper's head, one transformer layer; [`MedusaHead`] and [`LinearHead`] read the final
-//!   hidden state of a model that is pretrained.
+//!   is the paper's head, one transformer layer; [`InformedHead`] is one that is told the token
+//!   which head 0 has chosen; [`MedusaHead`] and [`LinearHead`] read the final hidden state of a
+//!   model that is pretrained.
 //! - [`ModelConfig`] names sizes and heads; [`MultiTokenModel`] is built from it, or loaded from
 //!   a model folder, and saved to one that other tools open as a plain Llama.
 //! - [`MultiTokenModel::grow`] puts new heads on a pretrained next-token model; a
@@ -39,6 +40,7 @@ mod files;
 mod grow;
 mod head;
 mod heads_file;
+mod informed_head;
 mod linear_head;
 mod medusa_head;
 mod meta;
@@ -52,7 +54,8 @@ pub use config::{HeadsConfig, ModelConfig};
 pub use draft_vocabulary::DraftVocabulary;
 pub use error::{Error, Result};
 pub use export_gguf::GgufNumbers;
-pub use head::{Dense, Head, HeadContext, Tap};
+pub use head::{Dense, Head, HeadContext, Informed, Tap};
+pub use informed_head::InformedHead;
 pub use linear_head::LinearHead;
 pub use medusa_head::MedusaHead;
 pub use model::{ModelParts, MultiTokenModel};

@@ -3,9 +3,9 @@
 use crate::{
     BlockHead, DraftVocabulary, Error, Head, HeadContext, ModelConfig, Registry, Result, Tap,
 };
-use foretoken_kernels::{linear, rms_norm};
+use foretoken_kernels::{embedding, linear, rms_norm};
 use foretoken_trunk::{Initialiser, Parameter, Role, Trunk};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, no_grad};
 
 /// A multi-token model.
 #[derive(Debug)]
@@ -88,6 +88,25 @@ impl MultiTokenModel {
         })
     }
 
+    /// The same model in another number format: its weights are rounded copies. `registry` has to
+    /// know the types of its heads.
+    ///
+    /// # Errors
+    /// When a head's type is unknown or the memory cannot be had.
+    pub fn in_kind(&self, kind: Kind, registry: &Registry) -> Result<Self> {
+        let init = Initialiser::unset(kind, self.device());
+        let mut copy = Self::build(&self.config, registry, &init)?;
+        no_grad(|| {
+            for (to, from) in copy.parameters().iter().zip(self.parameters()) {
+                to.tensor.shallow_clone().f_copy_(&from.tensor)?;
+                let _ = to.tensor.set_requires_grad(from.tensor.requires_grad());
+            }
+            Ok::<_, Error>(())
+        })?;
+        copy.set_draft_vocabulary(self.draft_vocabulary.as_ref().map(|v| v.tokens().to_vec()))?;
+        Ok(copy)
+    }
+
     /// Takes the model apart.
     pub fn into_parts(self) -> ModelParts {
         let Self { config, trunk, heads, final_norm, unembedding, draft_vocabulary } = self;
@@ -137,13 +156,56 @@ impl MultiTokenModel {
         Ok(self.trunk.forward(tokens, None)?)
     }
 
+    /// As [`MultiTokenModel::hidden`], keeping of each block its input alone for the backward pass
+    /// ([`Trunk::forward_recomputing`]).
+    ///
+    /// # Errors
+    /// As [`MultiTokenModel::hidden`].
+    pub fn hidden_recomputing(&self, tokens: &Tensor) -> Result<Tensor> {
+        Ok(self.trunk.forward_recomputing(tokens)?)
+    }
+
     /// What the unembedding reads for head `head`, from the trunk output: `[batch, seq, dim]`.
+    ///
+    /// A head that reads the next token ([`Head::reads_next`]) is told head 0's choice.
     ///
     /// # Errors
     /// When there is no such head, or shapes differ.
     pub fn head_hidden(&self, head: usize, hidden: &Tensor) -> Result<Tensor> {
+        match self.head(head)?.reads_next() {
+            false => self.head_output(head, hidden, None),
+            true => self.head_hidden_before(head, hidden, &self.best_tokens(0, hidden)?),
+        }
+    }
+
+    /// As [`MultiTokenModel::head_hidden`], where the token after each row's own is known: `next`,
+    /// `[batch, seq]`, int64.
+    ///
+    /// # Errors
+    /// As [`MultiTokenModel::head_hidden`], and when a token is outside the vocabulary.
+    pub fn head_hidden_before(
+        &self,
+        head: usize,
+        hidden: &Tensor,
+        next: &Tensor,
+    ) -> Result<Tensor> {
+        match self.head(head)?.reads_next() {
+            false => self.head_output(head, hidden, None),
+            true => self.head_output(head, hidden, Some(&self.embedded(next)?)),
+        }
+    }
+
+    /// The embeddings of `tokens` `[batch, seq]` (int64), without a gradient: `[batch, seq, dim]`.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary.
+    pub fn embedded(&self, tokens: &Tensor) -> Result<Tensor> {
+        Ok(embedding(&self.trunk.embed_tokens.detach(), tokens)?)
+    }
+
+    fn head_output(&self, head: usize, hidden: &Tensor, next: Option<&Tensor>) -> Result<Tensor> {
         let module = self.head(head)?;
-        let context = HeadContext { rotary: &self.trunk.rotary };
+        let context = HeadContext { rotary: &self.trunk.rotary, next };
         match module.tap() {
             Tap::TrunkOutput => self.normed(&module.forward(hidden, context, None)?),
             Tap::FinalHidden => {
@@ -167,13 +229,31 @@ impl MultiTokenModel {
     /// # Errors
     /// As [`MultiTokenModel::logits`].
     pub fn best_tokens(&self, head: usize, hidden: &Tensor) -> Result<Tensor> {
+        self.choose(head, &self.head_hidden(head, hidden)?)
+    }
+
+    /// As [`MultiTokenModel::best_tokens`], where the token after each row's own is known: `next`,
+    /// `[batch, seq]`, int64.
+    ///
+    /// # Errors
+    /// As [`MultiTokenModel::head_hidden_before`].
+    pub fn best_tokens_before(
+        &self,
+        head: usize,
+        hidden: &Tensor,
+        next: &Tensor,
+    ) -> Result<Tensor> {
+        self.choose(head, &self.head_hidden_before(head, hidden, next)?)
+    }
+
+    /// The best tokens for what the unembedding reads.
+    fn choose(&self, head: usize, state: &Tensor) -> Result<Tensor> {
         match &self.draft_vocabulary {
             Some(vocabulary) if head > 0 => {
-                let hidden = self.head_hidden(head, hidden)?;
-                let best = linear(&hidden, vocabulary.unembedding())?.f_argmax(-1, false)?;
+                let best = linear(state, vocabulary.unembedding())?.f_argmax(-1, false)?;
                 vocabulary.named(&best)
             }
-            _ => Ok(self.logits(head, hidden)?.f_argmax(-1, false)?),
+            _ => Ok(linear(state, &self.unembedding)?.f_argmax(-1, false)?),
         }
     }
 

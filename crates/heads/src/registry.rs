@@ -1,6 +1,6 @@
 //! Head types by name.
 
-use crate::{BlockHead, Error, Head, LinearHead, MedusaHead, Result};
+use crate::{BlockHead, Error, Head, InformedHead, LinearHead, MedusaHead, Result};
 use foretoken_trunk::{Architecture, Initialiser};
 use std::collections::BTreeMap;
 
@@ -31,6 +31,9 @@ impl Registry {
     pub fn stock() -> Self {
         Self { entries: BTreeMap::new() }
             .with(BlockHead::KIND, 1, |sizes, init| Ok(Box::new(BlockHead::new(sizes, init)?)))
+            .with(InformedHead::KIND, 1, |sizes, init| {
+                Ok(Box::new(InformedHead::new(sizes, init)?))
+            })
             .with(MedusaHead::KIND, 0, |sizes, init| Ok(Box::new(MedusaHead::new(sizes, init)?)))
             .with(LinearHead::KIND, 0, |sizes, init| Ok(Box::new(LinearHead::new(sizes, init)?)))
     }

@@ -23,13 +23,42 @@ pub enum Error {
     /// Heads are to be trained where there are none.
     #[error("the model has no head beyond the first: there is nothing to train on a frozen trunk")]
     NoHeads,
+    /// A head's weight is no weight.
+    #[error("the weight of head {head} is {weight}: give a finite number, 0 or more")]
+    Weight {
+        /// The head, from 0.
+        head: usize,
+        /// Its weight.
+        weight: f64,
+    },
+    /// The heads' targets are not one after the other.
+    #[error(
+        "the offsets {offsets:?} do not suit {heads} heads: give {heads}, the first 0, each larger \
+         than the one before"
+    )]
+    Offsets {
+        /// The offsets.
+        offsets: Vec<usize>,
+        /// Heads of the model.
+        heads: usize,
+    },
+    /// A number that is set is outside its range.
+    #[error("{name} is {found}: give {expected}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// What it can be.
+        expected: &'static str,
+        /// What it is.
+        found: f64,
+    },
     /// A batch without a single position that has all its targets.
-    #[error("a batch of {columns} columns is too short: {heads} heads need at least {}", heads + 1)]
+    #[error("a batch of {columns} columns is too short: the heads' targets need at least {needed}")]
     Columns {
         /// Tokens in a row of the batch.
         columns: i64,
-        /// Heads of the model.
-        heads: usize,
+        /// Tokens of a row with one position.
+        needed: usize,
     },
 }
 

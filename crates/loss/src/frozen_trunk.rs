@@ -100,10 +100,12 @@ impl FrozenTrunkLoss {
         let vocabulary = model.draft_vocabulary();
         let unembedding =
             vocabulary.map_or(model.unembedding(), |vocabulary| vocabulary.unembedding()).detach();
+        let next = tokens.f_to_device(model.device())?.f_narrow(1, 1, seq)?;
         let mut losses = Vec::with_capacity(model.heads().len());
         for index in 1..model.heads().len() {
             let head = model.head(index)?;
-            let context = HeadContext { rotary: &model.trunk().rotary };
+            let next = head.reads_next().then(|| model.embedded(&next)).transpose()?;
+            let context = HeadContext { rotary: &model.trunk().rotary, next: next.as_ref() };
             let hidden = match head.tap() {
                 Tap::TrunkOutput => model.normed(&head.forward(&trunk_output, context, None)?)?,
                 Tap::FinalHidden => head.forward(&final_hidden, context, None)?,
@@ -127,9 +129,9 @@ impl FrozenTrunkLoss {
                 }
             };
             learn(&loss)?;
-            losses.push(loss.detach().f_to_kind(Kind::Float)?);
+            losses.push(Some(loss.detach().f_to_kind(Kind::Float)?));
         }
-        Ok(HeadLosses(Tensor::f_stack(&losses, 0)?))
+        HeadLosses::new(&losses, model.device())
     }
 }
 
@@ -138,7 +140,7 @@ fn sequence(model: &MultiTokenModel, columns: i64) -> Result<i64> {
     let heads = model.heads().len();
     let seq = columns - heads as i64;
     if seq < 1 {
-        return Err(Error::Columns { columns, heads });
+        return Err(Error::Columns { columns, needed: heads + 1 });
     }
     if heads < 2 {
         return Err(Error::NoHeads);

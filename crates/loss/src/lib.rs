@@ -6,6 +6,9 @@
 //! trunk's backward at the end with what the heads' gradients add up to. One head's logits exist
 //! at a time: memory is that of a next-token model.
 //!
+//! [`HeadWeights`] and [`Curriculum`] say how much the heads count and how many of them learn at a
+//! step; [`CrossEntropyOptions`] adds label smoothing and z-loss.
+//!
 //! [`FrozenTrunkLoss`] trains new heads on a pretrained model that stays as it is, towards the text
 //! or towards the model's own distributions.
 //!
@@ -27,10 +30,17 @@
 //! # Ok::<(), foretoken_loss::Error>(())
 //! ```
 
+mod curriculum;
 mod error;
 mod frozen_trunk;
+mod head_losses;
 mod multi_token;
+mod weights;
 
+pub use curriculum::Curriculum;
 pub use error::{Error, Result};
+pub use foretoken_kernels::CrossEntropyOptions;
 pub use frozen_trunk::{FrozenStates, FrozenTrunkLoss, HeadTargets};
-pub use multi_token::{HeadLosses, MultiTokenLoss};
+pub use head_losses::HeadLosses;
+pub use multi_token::MultiTokenLoss;
+pub use weights::HeadWeights;

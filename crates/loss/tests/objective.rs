@@ -50,6 +50,22 @@ fn largest_relative_difference(a: &[Tensor], b: &[Tensor]) -> f64 {
         .fold(0.0, f64::max)
 }
 
+#[test]
+fn blocks_computed_again_give_the_same_gradients_to_the_bit() {
+    for kind in [Kind::Float, Kind::Double] {
+        let model = model(6, 2, 2, kind, 4);
+        let tokens = tokens(3, 14);
+        let loss = MultiTokenLoss::new(2);
+        let kept =
+            (loss.backward(&model, &tokens).unwrap().to_vec().unwrap(), take_gradients(&model));
+        let loss = loss.with_recompute(true);
+        let again =
+            (loss.backward(&model, &tokens).unwrap().to_vec().unwrap(), take_gradients(&model));
+        assert_eq!(kept, again);
+        assert!(kept.1.iter().all(|gradient| gradient.abs().max().double_value(&[]) > 0.0));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 

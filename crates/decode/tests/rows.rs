@@ -1,0 +1,75 @@
+//! Rows that a model writes at once are what it writes one by one.
+
+use std::ops::ControlFlow;
+
+use foretoken_decode::{Decoder, GenerateOptions, write_rows};
+use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
+use foretoken_trunk::Architecture;
+use proptest::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+const VOCAB: i64 = 30;
+
+fn model(kv_heads: usize, end: Option<u32>, seed: i64) -> MultiTokenModel {
+    tch::set_num_threads(1);
+    let architecture = Architecture {
+        vocab: VOCAB as usize,
+        dim: 24,
+        layers: 3,
+        attention_heads: 4,
+        kv_heads,
+        ffn: 30,
+        context: 60,
+        ..Architecture::default()
+    };
+    let heads = HeadsConfig { kind: "block".into(), count: 1 };
+    let config = ModelConfig { architecture, heads, end_of_text: end };
+    let model = MultiTokenModel::new(&config, Kind::Double, Device::Cpu, seed).unwrap();
+    for parameter in model.parameters().iter().filter(|p| p.tensor.dim() == 2) {
+        // Weights so large that the text wanders.
+        tch::no_grad(|| _ = parameter.tensor.shallow_clone().g_mul_scalar_(3.0));
+    }
+    model
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn each_row_is_the_decoders_up_to_the_end_and_the_texts_behind_it(
+        kv_heads in prop::sample::select(vec![1usize, 2, 4]), seed in 0i64..1000,
+        texts in prop::collection::vec(prop::collection::vec(0..VOCAB, 40), 1..5),
+        prompt in 1usize..40, end in prop::option::of(0u32..VOCAB as u32),
+    ) {
+        let model = model(kv_heads, end, seed);
+        let flat: Vec<i64> = texts.concat();
+        let rows = Tensor::from_slice(&flat).view([texts.len() as i64, 40]);
+        let written = write_rows(&model, &rows, prompt).unwrap();
+        let mut decoder = Decoder::new(&model).unwrap();
+        for (row, text) in (0..).zip(&texts) {
+            let written = Vec::<i64>::try_from(written.get(row)).unwrap();
+            prop_assert_eq!(&written[..prompt], &text[..prompt]);
+            let start: Vec<u32> = text[..prompt].iter().map(|&token| token as u32).collect();
+            let options = GenerateOptions {
+                max_new_tokens: 40 - prompt,
+                end_of_text: end.into_iter().collect(),
+                ..Default::default()
+            };
+            let own = decoder
+                .generate(&start, &options, &mut |_, _| ControlFlow::Continue(()))
+                .unwrap();
+            let own: Vec<i64> = own.tokens.iter().map(|&token| i64::from(token)).collect();
+            prop_assert_eq!(&written[prompt..prompt + own.len()], &own[..]);
+            prop_assert_eq!(&written[prompt + own.len()..], &text[prompt + own.len()..]);
+        }
+    }
+}
+
+#[test]
+fn no_prompt_and_too_long_a_row_are_refused() {
+    let model = model(2, None, 1);
+    let rows = |columns: i64| Tensor::zeros([2, columns], (Kind::Int64, Device::Cpu));
+    assert!(write_rows(&model, &rows(20), 0).unwrap_err().to_string().contains("empty"));
+    assert!(write_rows(&model, &rows(61), 4).unwrap_err().to_string().contains("60"));
+    assert_eq!(write_rows(&model, &rows(5), 9).unwrap(), rows(5));
+}

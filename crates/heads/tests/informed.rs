@@ -1,0 +1,126 @@
+//! Heads that are told the next token.
+
+use foretoken_heads::{HeadsConfig, InformedHead, ModelConfig, MultiTokenModel, Registry};
+use foretoken_trunk::Architecture;
+use std::sync::Mutex;
+use tch::{Device, Kind, Tensor, no_grad};
+
+/// First weights come from libtorch's one generator: models that are compared are made in turn.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn stock(kind: Kind) -> MultiTokenModel {
+    let architecture = Architecture {
+        vocab: 30,
+        dim: 24,
+        layers: 3,
+        attention_heads: 4,
+        kv_heads: 2,
+        ffn: 30,
+        context: 32,
+        ..Architecture::default()
+    };
+    let heads = HeadsConfig { kind: "block".into(), count: 1 };
+    let config = ModelConfig { architecture, heads, end_of_text: None };
+    MultiTokenModel::new(&config, kind, Device::Cpu, 3).unwrap()
+}
+
+fn grown(kind: Kind) -> MultiTokenModel {
+    let heads = HeadsConfig { kind: InformedHead::KIND.into(), count: 3 };
+    stock(kind).grow(&heads, &Registry::stock(), 1).unwrap()
+}
+
+fn informed(kind: Kind) -> MultiTokenModel {
+    let model = grown(kind);
+    for parameter in model.head_parameters() {
+        let noise = parameter.tensor.randn_like() * 0.3;
+        no_grad(|| _ = parameter.tensor.shallow_clone().g_add_(&noise));
+    }
+    model
+}
+
+fn tokens() -> Tensor {
+    Tensor::randint(30, [2, 9], (Kind::Int64, Device::Cpu))
+}
+
+#[test]
+fn a_fresh_head_is_the_models_last_layer_whatever_it_is_told() {
+    let _turn = TURN.lock();
+    let model = grown(Kind::Double);
+    let hidden = model.hidden(&tokens()).unwrap();
+    let own = model.head_hidden(0, &hidden).unwrap();
+    for next in [tokens(), tokens()] {
+        let told = model.head_hidden_before(2, &hidden, &next).unwrap();
+        assert!((told - &own).abs().max().double_value(&[]) < 1e-12);
+    }
+}
+
+#[test]
+fn a_head_looks_at_its_own_next_token_and_those_before_alone() {
+    let _turn = TURN.lock();
+    let model = informed(Kind::Double);
+    let (text, mut next) = (tokens(), tokens());
+    let hidden = model.hidden(&text).unwrap();
+    let before = model.head_hidden_before(1, &hidden, &next).unwrap();
+    let other = (next.narrow(1, 5, 1) + 1).fmod(30);
+    next.narrow(1, 5, 1).copy_(&other);
+    let after = model.head_hidden_before(1, &hidden, &next).unwrap();
+    let moved = (after - before).abs().amax(&[0i64, 2][..], false);
+    let moved = Vec::<f64>::try_from(moved).unwrap();
+    assert!(moved[..5].iter().all(|&moved| moved == 0.0), "{moved:?}");
+    assert!(moved[5] > 1e-3, "{moved:?}");
+    next = model.best_tokens(0, &hidden).unwrap();
+    let told = model.head_hidden_before(1, &hidden, &next).unwrap();
+    assert_eq!(model.head_hidden(1, &hidden).unwrap(), told);
+}
+
+#[test]
+fn its_input_is_the_formula() {
+    let _turn = TURN.lock();
+    let model = informed(Kind::Double);
+    let (text, next) = (tokens(), tokens());
+    let hidden = model.hidden(&text).unwrap();
+    let head = model.head(1).unwrap().as_informed().unwrap();
+    let e = model.trunk().embed_tokens.index_select(0, &next.view([-1])).view([2, 9, 24]);
+    let eps = head.block.norm_eps;
+    let mean = |x: &Tensor| (x * x).mean_dim(&[-1i64][..], true, Kind::Double) + eps;
+    let told = (&e / mean(&e).sqrt()).matmul(&head.token_proj.transpose(0, 1));
+    let x = &hidden + mean(&hidden).sqrt() * told;
+    let y = head.block.forward(&x, &model.trunk().rotary, None).unwrap();
+    let expected = model.normed(&y).unwrap();
+    let ours = model.head_hidden_before(1, &hidden, &next).unwrap();
+    assert!((ours - expected).abs().max().double_value(&[]) < 1e-12);
+}
+
+#[test]
+fn they_are_saved_with_the_model_and_joined_to_it_again() {
+    let _turn = TURN.lock();
+    let dir = tempfile::tempdir().unwrap();
+    let model = informed(Kind::Float);
+    model.save(&dir.path().join("model")).unwrap();
+    let same = |other: &MultiTokenModel| {
+        let (text, next) = (tokens(), tokens());
+        let state = |model: &MultiTokenModel| {
+            model.head_hidden_before(2, &model.hidden(&text).unwrap(), &next).unwrap()
+        };
+        state(&model) == state(other)
+    };
+    let loaded = MultiTokenModel::load(&dir.path().join("model"), Kind::Float, Device::Cpu);
+    assert!(same(&loaded.unwrap()));
+    let joined = stock(Kind::Float).with_heads(&dir.path().join("model"), &Registry::stock());
+    assert!(same(&joined.unwrap()));
+}
+
+#[test]
+fn a_copy_in_another_kind_is_the_rounded_model() {
+    let _turn = TURN.lock();
+    let mut model = informed(Kind::Float);
+    model.set_draft_vocabulary(Some(vec![1, 5, 7])).unwrap();
+    model.freeze_stock(true);
+    let copy = model.in_kind(Kind::BFloat16, &Registry::stock()).unwrap();
+    assert_eq!(copy.kind(), Kind::BFloat16);
+    assert_eq!(copy.draft_vocabulary().unwrap().tokens(), [1, 5, 7]);
+    for (a, b) in model.parameters().iter().zip(copy.parameters()) {
+        assert_eq!(a.tensor.to_kind(Kind::BFloat16), b.tensor);
+        assert_eq!((a.tensor.requires_grad(), &a.parts), (b.tensor.requires_grad(), &b.parts));
+    }
+}
