@@ -32,6 +32,7 @@ pub(crate) enum Command {
     Logits(LogitsArguments),
     Export(ExportArguments),
     Import(ImportArguments),
+    Plot(PlotArguments),
     Reproduce(ReproduceArguments),
 }
 
@@ -55,7 +56,8 @@ pub(crate) enum DeviceName {
         learning_rate, muon_learning_rate, weight_decay, clip, schedule, warmup, ...) and [train] \
         (steps, batch, sequence, seed, checkpoint_every, precision).\n\n\
         OUT/model is the finished model, OUT/checkpoints the last three states, OUT/metrics.jsonl \
-        a line a step. Ctrl-C saves and prints the command that goes on; the result is then the \
+        a line a step; with --tensorboard the same figures lie in OUT/tensorboard, where \
+        `tensorboard --logdir OUT` reads them. Ctrl-C saves and prints the command that goes on; the result is then the \
         same, bit for bit, as that of a run that was never interrupted.",
     after_help = "Examples:\n  \
         foretoken train --config crates/experiments/configs/tiny.toml\n  \
@@ -84,6 +86,9 @@ pub(crate) struct TrainArguments {
     /// Save and stop, as Ctrl-C does, after so many seconds
     #[arg(long, value_name = "SECONDS")]
     pub(crate) max_seconds: Option<f64>,
+    /// Write event files for TensorBoard into OUT/tensorboard, too
+    #[arg(long)]
+    pub(crate) tensorboard: bool,
     /// Where the model is trained
     #[arg(long, value_enum, default_value = "cpu")]
     pub(crate) device: DeviceName,
@@ -272,6 +277,69 @@ pub(crate) struct ImportArguments {
     pub(crate) out: PathBuf,
     /// Print where and what was written as one JSON object
     #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What is drawn of each step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum MetricName {
+    /// The mean loss in nats a token, a chart for each head
+    Loss,
+    /// The norm of all gradients together, before clipping
+    GradNorm,
+    /// The rate of AdamW
+    LearningRate,
+    /// Tokens a second
+    TokensPerSecond,
+}
+
+/// What the horizontal axis counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum XAxisName {
+    /// Steps
+    Steps,
+    /// Tokens seen
+    Tokens,
+    /// Seconds of training; minutes or hours where there are many
+    Seconds,
+}
+
+/// `foretoken plot`.
+#[derive(Debug, Args)]
+#[command(
+    about = "Draw the curves of trainings",
+    long_about = "Draw the curves of trainings.\n\n\
+        Each run is a line, in the same charts as the others, named by its folder. The picture \
+        refers to nothing outside of itself; an HTML page has each run's last values, too. A line \
+        has 400 points at most: of a longer training, each is the mean of the steps since the one \
+        before. Loss charts leave out the steep start.",
+    after_help = "Examples:\n  \
+        foretoken plot runs/tiny --out tiny.svg\n  \
+        foretoken plot runs/a runs/b --heads 1 --x tokens --smooth 50 --out both.html\n  \
+        foretoken plot runs/* --metric tokens_per_second > speed.svg"
+)]
+pub(crate) struct PlotArguments {
+    /// The runs: folders of trainings, or their metrics.jsonl
+    #[arg(value_name = "RUN", required = true)]
+    pub(crate) runs: Vec<PathBuf>,
+    /// The file to write, which is replaced [default: SVG to stdout]
+    #[arg(long, value_name = "FILE.svg|FILE.html")]
+    pub(crate) out: Option<PathBuf>,
+    /// What is drawn of each step
+    #[arg(long, value_enum, default_value = "loss")]
+    pub(crate) metric: MetricName,
+    /// The heads whose losses are drawn, the nearest being 1, such as 1,2 [default: all]
+    #[arg(long, value_name = "HEADS", value_delimiter = ',')]
+    pub(crate) heads: Vec<usize>,
+    /// Draw the mean of so many steps up to each
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) smooth: usize,
+    /// What the horizontal axis counts
+    #[arg(long, value_enum, default_value = "steps")]
+    pub(crate) x: XAxisName,
+    /// Print where and what was written as one JSON object; needs --out
+    #[arg(long, requires = "out")]
     pub(crate) json: bool,
 }
 

@@ -11,6 +11,7 @@ mod interrupt;
 mod logits;
 mod model;
 mod output;
+mod plot;
 mod prompts;
 mod reproduce;
 mod stop;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Logits(arguments) => logits::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
         Command::Import(arguments) => import::run(&arguments),
+        Command::Plot(arguments) => plot::run(&arguments),
         Command::Reproduce(arguments) => reproduce::run(&arguments),
     };
     failure::exit_code(result)

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use foretoken_dist::{Environment, Limits, ProcessGroup};
 use foretoken_train::{TrainConfig, TrainOptions, TrainOutcome, train};
 use serde_json::json;
 
@@ -21,10 +22,14 @@ pub(crate) fn run(arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
     }
     let config = TrainConfig::from_file(&arguments.config, &arguments.set)?;
     let out = out_folder(arguments);
+    let group = group()?;
+    let first = group.as_ref().is_none_or(|group| group.rank() == 0);
     let options = TrainOptions {
+        group,
         resume: arguments.resume,
         stop: stop_flag()?,
-        progress: true,
+        progress: first,
+        tensorboard: arguments.tensorboard,
         corpus_root: arguments.corpus.clone(),
         shards_dir: arguments.shards.clone(),
         max_seconds: arguments.max_seconds,
@@ -32,8 +37,13 @@ pub(crate) fn run(arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
         ..TrainOptions::default()
     };
     let outcome = train(&config, &out, &options)?;
-    report(&outcome, arguments.json)?;
+    if first {
+        report(&outcome, arguments.json)?;
+    }
     if outcome.interrupted {
+        if !first {
+            return Ok(ExitCode::FAILURE);
+        }
         let _ = writeln!(
             std::io::stderr(),
             "stopped after step {} of {}; go on with: {}",
@@ -44,6 +54,12 @@ pub(crate) fn run(arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The processes that torchrun, SLURM, a `PyTorchJob` or `cargo xtask launch` started together.
+fn group() -> anyhow::Result<Option<ProcessGroup>> {
+    let Some(place) = Environment::detect()? else { return Ok(None) };
+    Ok(Some(ProcessGroup::connect(&place, Limits::default())?))
 }
 
 fn out_folder(arguments: &TrainArguments) -> PathBuf {
@@ -100,6 +116,9 @@ fn go_on(arguments: &TrainArguments, out: &std::path::Path) -> String {
         if let Some(folder) = folder {
             words.extend([option.to_owned(), folder.display().to_string()]);
         }
+    }
+    if arguments.tensorboard {
+        words.push("--tensorboard".to_owned());
     }
     if arguments.device == DeviceName::Cuda {
         words.extend(["--device", "cuda"].map(str::to_owned));

@@ -80,7 +80,6 @@ fn configs_that_cannot_be_run_are_refused_by_their_key() {
         ("train.step=4", &["`train.step`", "`train.steps`"][..]),
         ("optimizer.lr=4", &["`optimizer.lr`"]),
         ("heads.count=4", &["`heads.count`", "model.layers"]),
-        ("train.precision=bfloat16", &["`train.precision`", "not built yet"]),
         ("train.steps=many", &["train.steps"]),
         ("steps", &["--set steps"]),
         ("heads.type=other", &["heads.type", "block"]),

@@ -8,6 +8,7 @@
 //!   was when it is called again.
 //! - [`Report`] is what every experiment writes: models, decoding rows, an experiment's own figures
 //!   ([`SpeedResults`] for `speed`) and the paper's beside them ([`PaperFigures`]).
+//! - [`plot`] draws the curves of trainings out of their `metrics.jsonl`.
 //! - [`render`] draws page, text and picture from a report alone, so that a report that was written
 //!   elsewhere can be rendered again.
 //!
@@ -38,8 +39,10 @@ mod curves;
 mod files;
 mod machine;
 mod measure;
+mod metrics;
 mod options;
 mod paper;
+mod plot;
 mod pretrained;
 mod problems;
 mod recipe;
@@ -56,6 +59,7 @@ mod training;
 
 pub use options::{Outcome, Preset, ReproduceOptions, Training};
 pub use paper::{PaperFigures, PaperModel, PaperRow};
+pub use plot::{Metric, Plot, PlotOptions, XAxis, plot};
 pub use recipe::{DecodingPlan, HeldOutPlan, Recipe, ValidationPlan};
 pub use render::{Rendered, render};
 pub use report::{Corpus, DecodingRow, ModelRow, Report, Versions};

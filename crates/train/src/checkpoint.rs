@@ -11,7 +11,7 @@ use tch::Tensor;
 
 use crate::config::TrainConfig;
 use crate::folder::{is_partial, remove, replace_folder};
-use crate::{Error, Optimizer, recipe};
+use crate::{Error, Optimizer, checksums, recipe};
 
 const TRAINING: &str = "training.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -22,11 +22,9 @@ pub(crate) const HEADS: &str = "heads.safetensors";
 /// Version of `training.json`.
 const VERSION: u32 = 1;
 
-/// Checkpoints that are kept.
-const KEPT: usize = 3;
-
 /// Keys that may change when a training goes on.
-const FREE_KEYS: [&str; 2] = ["train.steps", "train.checkpoint_every"];
+const FREE_KEYS: [&str; 4] =
+    ["train.steps", "train.checkpoint_every", "train.keep", "train.validate"];
 
 /// `training.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +40,9 @@ pub(crate) struct TrainingState {
     pub(crate) tokens: u64,
     /// Seconds of training.
     pub(crate) seconds: f64,
+    /// Mean loss of all trained heads on the batches that the checkpoint is judged by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) validation_loss: Option<f64>,
     /// SHA-256 of the corpus.
     pub(crate) corpus_sha256: String,
     /// SHA-256 of the pretrained model that heads are trained on.
@@ -61,6 +62,7 @@ impl TrainingState {
             skipped_in_a_row: 0,
             tokens: 0,
             seconds: 0.0,
+            validation_loss: None,
             corpus_sha256: corpus_sha256.to_owned(),
             trunk_sha256: None,
             config: config.clone(),
@@ -136,8 +138,8 @@ impl Checkpoints {
         self.folder.join(format!("step-{step}"))
     }
 
-    /// Writes a checkpoint whole or not at all, then removes the oldest beyond [`KEPT`].
-    /// `write_model` puts the model's part into the folder.
+    /// Writes a checkpoint whole or not at all, then removes all but the newest, as many as the
+    /// recipe keeps, and the best. `write_model` puts the model's part into the folder.
     pub(crate) fn save(
         &self,
         state: &TrainingState,
@@ -154,15 +156,27 @@ impl Checkpoints {
                 path: folder.join(TRAINING),
                 source: error.into(),
             })?;
-            Ok(write_atomically(&folder.join(TRAINING), &json)?)
+            write_atomically(&folder.join(TRAINING), &json)?;
+            checksums::write(folder)
         })?;
-        for step in self.steps()?.into_iter().skip(KEPT) {
-            remove(&self.path(step))?;
+        let best = self.best()?;
+        for step in self.steps()?.into_iter().skip(state.config.train.keep) {
+            if best != Some(step) {
+                remove(&self.path(step))?;
+            }
         }
         for name in self.names()?.iter().filter(|name| is_partial(name)) {
             remove(&self.folder.join(name))?;
         }
         Ok(path)
+    }
+
+    /// The step of the checkpoint with the lowest loss on the validation split; `None` where none
+    /// was judged. One that cannot be read is not the best.
+    pub(crate) fn best(&self) -> Result<Option<u64>, Error> {
+        let loss = |step: u64| read_state(&self.path(step)).ok()?.validation_loss;
+        let judged = self.steps()?.into_iter().filter_map(|step| Some((loss(step)?, step)));
+        Ok(judged.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, step)| step))
     }
 
     /// The newest checkpoint that is whole; `None` where there is none at all. Damaged ones are
@@ -221,6 +235,15 @@ fn load<M>(
     path: &Path,
     read_model: &mut impl FnMut(&Path) -> Result<M, Error>,
 ) -> Result<Loaded<M>, Error> {
+    checksums::verify(path)?;
+    Ok(Loaded {
+        state: read_state(path)?,
+        model: read_model(path)?,
+        optimizer: read_safetensors(&path.join(OPTIMIZER))?,
+    })
+}
+
+fn read_state(path: &Path) -> Result<TrainingState, Error> {
     let file = path.join(TRAINING);
     let text = fs::read(&file).map_err(|source| Error::Read { path: file.clone(), source })?;
     let damaged = |message: String| Error::Checkpoint { path: file.clone(), message };
@@ -229,9 +252,5 @@ fn load<M>(
     if state.version != VERSION {
         return Err(damaged(format!("version {} where {VERSION} is known", state.version)));
     }
-    Ok(Loaded {
-        state,
-        model: read_model(path)?,
-        optimizer: read_safetensors(&path.join(OPTIMIZER))?,
-    })
+    Ok(state)
 }

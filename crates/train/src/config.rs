@@ -7,6 +7,7 @@ use foretoken_trunk::Architecture;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::loss_section::LossSection;
 use crate::recipe;
 
 /// A whole recipe, as a TOML file holds it.
@@ -43,9 +44,12 @@ pub struct TrainConfig {
     /// How many tokens are predicted at once, and by what.
     #[serde(default)]
     pub heads: HeadsSection,
-    /// What is learned.
+    /// What is learned from.
     #[serde(default)]
     pub data: DataSection,
+    /// What the heads' losses add up to.
+    #[serde(default)]
+    pub loss: LossSection,
     /// How the weights move.
     #[serde(default)]
     pub optimizer: OptimizerSection,
@@ -176,11 +180,25 @@ pub struct DataSection {
     /// that stays as it is makes of them is then computed once and kept on disk.
     #[serde(default)]
     pub batches: u64,
+    /// Share of these batches, 0 to 1, whose text the pretrained model writes itself, greedily, after
+    /// `prompt_tokens` tokens of the corpus: what its heads will have to predict.
+    #[serde(default)]
+    pub generated: f64,
+    /// Tokens of the corpus at the beginning of a row that the model goes on with.
+    #[serde(default = "default_prompt_tokens")]
+    pub prompt_tokens: usize,
 }
 
 impl Default for DataSection {
     fn default() -> Self {
-        Self { corpus: default_corpus(), path: None, tokenizer: default_tokenizer(), batches: 0 }
+        Self {
+            corpus: default_corpus(),
+            path: None,
+            tokenizer: default_tokenizer(),
+            batches: 0,
+            generated: 0.0,
+            prompt_tokens: default_prompt_tokens(),
+        }
     }
 }
 
@@ -296,7 +314,9 @@ impl Default for OptimizerSection {
 pub enum Precision {
     /// 32 bits (the default).
     Float32,
-    /// 16 bits with the range of 32; not built yet.
+    /// Products in 16 bits with the range of 32, on rounded copies of the weights; weights,
+    /// optimiser state, norms and losses stay in 32. Twice as fast and more on GPUs and on
+    /// processors with AVX-512 BF16 or AMX, slower on others.
     Bfloat16,
     /// 64 bits, for checks.
     Float64,
@@ -321,6 +341,20 @@ pub struct TrainSection {
     /// `float32`, `float64` or `bfloat16`.
     #[serde(default = "default_precision")]
     pub precision: Precision,
+    /// Parts that a step's batch is worked off in, one after the other: their gradients add up to
+    /// those of the whole batch, and memory is that of a part.
+    #[serde(default = "default_accumulate")]
+    pub accumulate: usize,
+    /// Whether the trunk's blocks are computed again in the backward pass instead of being kept from
+    /// the forward pass: a third more time for far less memory.
+    #[serde(default)]
+    pub recompute: bool,
+    /// Checkpoints that are kept, the newest ones; the best is kept beside them.
+    #[serde(default = "default_keep")]
+    pub keep: usize,
+    /// Batches of the validation split that a checkpoint is judged by; with 0 none is the best.
+    #[serde(default = "default_validate")]
+    pub validate: u64,
 }
 
 impl TrainConfig {
@@ -371,6 +405,11 @@ impl TrainConfig {
         HeadsConfig { kind: self.heads.kind.clone(), count: self.heads.count }
     }
 
+    /// Tokens in a row of a batch: the sequence and, behind it, what its targets reach to.
+    pub fn columns(&self) -> usize {
+        self.train.sequence + self.loss.objective(self.heads.count).reach()
+    }
+
     /// Tokens that one step learns from: those that head 0 predicts.
     pub fn tokens_per_step(&self) -> u64 {
         (self.train.batch * self.train.sequence) as u64
@@ -391,6 +430,9 @@ fn default_head_count() -> usize {
 }
 fn default_corpus() -> String {
     "python-code".to_owned()
+}
+fn default_prompt_tokens() -> usize {
+    64
 }
 fn default_tokenizer() -> String {
     "bytes".to_owned()
@@ -436,6 +478,15 @@ fn default_decay_fraction() -> f64 {
 }
 fn default_checkpoint_every() -> u64 {
     500
+}
+fn default_accumulate() -> usize {
+    1
+}
+fn default_keep() -> usize {
+    3
+}
+fn default_validate() -> u64 {
+    4
 }
 fn default_precision() -> Precision {
     Precision::Float32

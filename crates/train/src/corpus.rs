@@ -41,7 +41,7 @@ impl Corpus {
         };
         let manifest = prepare(&options, &report)?;
         let train = Arc::new(open_split(shards, Split::Train)?);
-        let columns = columns(config);
+        let columns = config.columns();
         if train.len() < columns {
             return Err(Error::TooLittleText {
                 name: options.source.path().display().to_string(),
@@ -68,14 +68,10 @@ pub(crate) fn sampler(
 ) -> Result<BatchSampler, Error> {
     let options = SamplerOptions {
         batch: config.train.batch,
-        columns: columns(config),
+        columns: config.columns(),
         seed: config.train.seed,
     };
     Ok(BatchSampler::new(Arc::clone(shard), options)?.with_stride(config.train.sequence))
-}
-
-fn columns(config: &TrainConfig) -> usize {
-    config.train.sequence + config.heads.count
 }
 
 fn report(progress: Progress) {

@@ -140,6 +140,12 @@ pub enum Error {
     /// From the loss layer.
     #[error(transparent)]
     Loss(#[from] foretoken_loss::Error),
+    /// From another process of the training.
+    #[error(transparent)]
+    Dist(#[from] foretoken_dist::Error),
+    /// From the decoding layer.
+    #[error(transparent)]
+    Decode(#[from] foretoken_decode::Error),
     /// From libtorch.
     #[error("libtorch: {0}")]
     Torch(String),

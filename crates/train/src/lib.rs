@@ -50,28 +50,40 @@
 //! ```
 
 mod checkpoint;
+mod checksums;
 mod config;
 mod corpus;
 mod error;
+mod flops;
 mod folder;
+mod log_file;
+mod loss_section;
 mod memory;
 mod metrics;
 mod optimizer;
+mod peak;
 mod progress;
 mod recipe;
 mod run;
 mod schedule;
 mod start;
 mod states;
+mod tensorboard;
 mod trainer;
+mod usage;
+mod watch;
+mod written;
 
 pub use config::{
     DataSection, HeadTraining, HeadsSection, ModelSection, MuonPrecision, OptimizerKind,
     OptimizerSection, Precision, ScheduleKind, TargetKind, TrainConfig, TrainSection,
 };
 pub use error::Error;
+pub use flops::StepFlops;
+pub use loss_section::{LossSection, WeightRule};
 pub use memory::peak_memory_bytes;
 pub use metrics::StepMetrics;
 pub use optimizer::{Optimizer, StepReport, orthogonalize};
+pub use peak::product_rate;
 pub use run::{TrainOptions, TrainOutcome, train};
 pub use schedule::schedule_factor;

@@ -1,14 +1,13 @@
 //! One line of JSON a step.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::fs::OpenOptions;
+use std::path::Path;
 
 use foretoken_trunk::io::write_atomically;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Error;
+use crate::log_file::LogFile;
 
 /// A line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,7 +18,9 @@ pub struct StepMetrics {
     pub tokens: u64,
     /// How often all of the training text had been seen when the step began.
     pub epoch: u64,
-    /// Mean loss of each head in nats a token, head 0 first.
+    /// Mean loss of each head in nats a token, head 0 first; NaN, in the file `null`, for heads that
+    /// a curriculum leaves out.
+    #[serde(deserialize_with = "nan_for_null")]
     pub losses: Vec<f64>,
     /// The rate of `AdamW` in this step.
     pub learning_rate: f64,
@@ -33,16 +34,14 @@ pub struct StepMetrics {
     pub tokens_per_second: f64,
 }
 
-/// Lines reach the file at least this often, for those who watch it grow.
-const FLUSH_EVERY: Duration = Duration::from_secs(1);
+fn nan_for_null<'d, D: Deserializer<'d>>(from: D) -> Result<Vec<f64>, D::Error> {
+    let losses = Vec::<Option<f64>>::deserialize(from)?;
+    Ok(losses.into_iter().map(|loss| loss.unwrap_or(f64::NAN)).collect())
+}
 
 /// `metrics.jsonl`, open for more lines.
 #[derive(Debug)]
-pub(crate) struct MetricsFile {
-    path: PathBuf,
-    flushed: Instant,
-    file: BufWriter<File>,
-}
+pub(crate) struct MetricsFile(LogFile);
 
 impl MetricsFile {
     /// Opens the file with the lines of the first `steps` steps only.
@@ -60,23 +59,17 @@ impl MetricsFile {
             .append(true)
             .open(path)
             .map_err(|source| Error::Write { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), flushed: Instant::now(), file: BufWriter::new(file) })
+        Ok(Self(LogFile::new(path.to_owned(), file)))
     }
 
     pub(crate) fn push(&mut self, line: &StepMetrics) -> Result<(), Error> {
-        let mut text = serde_json::to_vec(line).map_err(|error| self.failed(error.into()))?;
+        let mut text = serde_json::to_vec(line).map_err(|error| self.0.failed(error.into()))?;
         text.push(b'\n');
-        self.file.write_all(&text).map_err(|error| self.failed(error))?;
-        if self.flushed.elapsed() < FLUSH_EVERY { Ok(()) } else { self.flush() }
+        self.0.append(&text)
     }
 
     pub(crate) fn flush(&mut self) -> Result<(), Error> {
-        self.flushed = Instant::now();
-        self.file.flush().map_err(|error| self.failed(error))
-    }
-
-    fn failed(&self, source: std::io::Error) -> Error {
-        Error::Write { path: self.path.clone(), source }
+        self.0.flush()
     }
 }
 

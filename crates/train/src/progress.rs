@@ -1,11 +1,13 @@
 //! How far a training is, on stderr.
 
+use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 
 use crate::StepMetrics;
+use crate::usage::Usage;
 
 /// Time between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -36,7 +38,7 @@ impl Progress {
             return Self::Lines(Lines { steps, began: now, first, last: now });
         }
         let bar = ProgressBar::new(steps).with_position(first);
-        let template = "{bar:24} {pos}/{len} steps  {msg}  {eta} left";
+        let template = "{bar:24} {pos}/{len} steps  {eta} left  {wide_msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
@@ -44,13 +46,13 @@ impl Progress {
         Self::Bar(bar)
     }
 
-    pub(crate) fn step(&mut self, metrics: &StepMetrics) {
+    pub(crate) fn step(&mut self, metrics: &StepMetrics, usage: &Usage) {
         match self {
             Self::Bar(bar) => {
-                bar.set_message(summary(metrics));
+                bar.set_message(summary(metrics, usage));
                 bar.set_position(metrics.step);
             }
-            Self::Lines(lines) => lines.step(metrics),
+            Self::Lines(lines) => lines.step(metrics, usage),
             Self::Silent => {}
         }
     }
@@ -63,7 +65,7 @@ impl Progress {
 }
 
 impl Lines {
-    fn step(&mut self, metrics: &StepMetrics) {
+    fn step(&mut self, metrics: &StepMetrics, usage: &Usage) {
         let step = metrics.step;
         if self.last.elapsed() < LINE_EVERY && step != self.first + 1 && step != self.steps {
             return;
@@ -76,14 +78,23 @@ impl Lines {
             std::io::stderr(),
             "step {step}/{}  {}  {left:.0} s left",
             self.steps,
-            summary(metrics)
+            summary(metrics, usage)
         );
     }
 }
 
-fn summary(metrics: &StepMetrics) -> String {
-    let losses: Vec<String> = metrics.losses.iter().map(|loss| format!("{loss:.3}")).collect();
-    format!("loss {}  {:.0} tokens/s", losses.join(" "), metrics.tokens_per_second)
+/// Losses, tokens a second, memory, and how much of the machine's arithmetic the model needs.
+fn summary(metrics: &StepMetrics, usage: &Usage) -> String {
+    let loss = |loss: &f64| if loss.is_nan() { "-".to_owned() } else { format!("{loss:.3}") };
+    let losses: Vec<String> = metrics.losses.iter().map(loss).collect();
+    let mut text = format!("loss {}  {:.0} tokens/s", losses.join(" "), metrics.tokens_per_second);
+    if let Some(bytes) = usage.memory_bytes {
+        let _ = write!(text, "  {}", DecimalBytes(bytes));
+    }
+    if let Some(share) = usage.utilisation {
+        let _ = write!(text, "  utilisation {:.0}%", 100.0 * share);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -91,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_summary_names_every_heads_loss_and_the_speed() {
+    fn the_summary_names_every_heads_loss_the_speed_and_what_is_known_of_the_machine() {
         let metrics = StepMetrics {
             step: 1,
             tokens: 64,
@@ -103,6 +114,9 @@ mod tests {
             seconds: 1.0,
             tokens_per_second: 1234.5,
         };
-        assert_eq!(summary(&metrics), "loss 1.234 2.000  1234 tokens/s");
+        let usage = Usage { memory_bytes: Some(1_500_000_000), utilisation: Some(0.376) };
+        let figures = "loss 1.234 2.000  1234 tokens/s";
+        assert_eq!(summary(&metrics, &usage), format!("{figures}  1.50 GB  utilisation 38%"));
+        assert_eq!(summary(&metrics, &Usage::default()), figures);
     }
 }

@@ -3,7 +3,8 @@
 use foretoken_heads::Registry;
 use toml::{Table, Value};
 
-use crate::config::{DataSection, HeadTraining, HeadsSection, Precision, TrainConfig};
+use crate::config::{DataSection, HeadTraining, HeadsSection, TrainConfig};
+use crate::loss_section::LossSection;
 use crate::{Error, schedule};
 
 /// Every section with its keys; what a mistyped key is compared with.
@@ -24,7 +25,7 @@ const KEYS: &[(&str, &[&str])] = &[
         ],
     ),
     ("heads", &["type", "count", "train", "targets", "draft_vocabulary"]),
-    ("data", &["corpus", "path", "tokenizer", "batches"]),
+    ("data", &["corpus", "path", "tokenizer", "batches", "generated", "prompt_tokens"]),
     (
         "optimizer",
         &[
@@ -44,7 +45,22 @@ const KEYS: &[(&str, &[&str])] = &[
             "decay_fraction",
         ],
     ),
-    ("train", &["steps", "batch", "sequence", "seed", "checkpoint_every", "precision"]),
+    ("loss", &["weights", "ratio", "lambda", "curriculum", "offsets", "label_smoothing", "z_loss"]),
+    (
+        "train",
+        &[
+            "steps",
+            "batch",
+            "sequence",
+            "seed",
+            "checkpoint_every",
+            "precision",
+            "accumulate",
+            "recompute",
+            "keep",
+            "validate",
+        ],
+    ),
 ];
 
 /// Parses `text` (called `name` in errors), applies `sets`, checks the result.
@@ -198,20 +214,24 @@ pub(crate) fn check(config: &TrainConfig) -> Result<(), Error> {
         Some(_) => check_sizes_are_left_out(config)?,
     }
     check_heads_alone(config)?;
+    check_written_text(config)?;
     let train = &config.train;
     positive("train.steps", train.steps)?;
     check_optimizer(config)?;
     positive("train.batch", train.batch as u64)?;
     positive("train.sequence", train.sequence as u64)?;
+    positive("train.keep", train.keep as u64)?;
+    let parts = train.accumulate;
+    require(parts > 0 && train.batch.is_multiple_of(parts), "train.accumulate", || {
+        format!("train.batch = {} cannot be divided into {parts} equal parts", train.batch)
+    })?;
+    config.loss.check(config.heads.count)?;
     let context = config.model.context;
     require(train.sequence <= context || context == 0, "train.sequence", || {
         format!("{} tokens are more than model.context = {}", train.sequence, config.model.context)
     })?;
     require(i64::try_from(train.seed).is_ok(), "train.seed", || {
         "seeds go from 0 to 2^63 - 1".to_owned()
-    })?;
-    require(train.precision != Precision::Bfloat16, "train.precision", || {
-        "training in bfloat16 is not built yet; use float32".to_owned()
     })
 }
 
@@ -278,6 +298,17 @@ fn check_sizes_are_left_out(config: &TrainConfig) -> Result<(), Error> {
 fn check_heads_alone(config: &TrainConfig) -> Result<(), Error> {
     let (heads, defaults) = (&config.heads, HeadsSection::default());
     if heads.train == HeadTraining::Alone {
+        require(config.loss == LossSection::default(), "loss", || {
+            "its keys are for heads.train = \"together\": leave the section out".to_owned()
+        })?;
+        for (key, is_set) in [
+            ("train.accumulate", config.train.accumulate != 1),
+            ("train.recompute", config.train.recompute),
+        ] {
+            require(!is_set, key, || {
+                "is for heads.train = \"together\": heads alone take little memory".to_owned()
+            })?;
+        }
         require(config.model.init_from.is_some(), "heads.train", || {
             "heads can be trained alone on a pretrained model only: name one in model.init_from"
                 .to_owned()
@@ -293,6 +324,24 @@ fn check_heads_alone(config: &TrainConfig) -> Result<(), Error> {
         require(!set, key, || "is for heads.train = \"alone\"".to_owned())?;
     }
     Ok(())
+}
+
+/// A model writes text for its own heads, into the files of the rounds.
+fn check_written_text(config: &TrainConfig) -> Result<(), Error> {
+    let data = &config.data;
+    within("data.generated", data.generated, 0.0, 1.0)?;
+    let alone = config.heads.train == HeadTraining::Alone;
+    require(data.generated == 0.0 || alone, "data.generated", || {
+        "is for heads.train = \"alone\"".to_owned()
+    })?;
+    require(data.generated == 0.0 || data.batches > 0, "data.generated", || {
+        "says how many of the data.batches that are gone round in the model writes: set these too"
+            .to_owned()
+    })?;
+    let (prompt, sequence) = (data.prompt_tokens, config.train.sequence);
+    require((1..=sequence).contains(&prompt) || data.generated == 0.0, "data.prompt_tokens", || {
+        format!("{prompt} is out of range: a row has train.sequence = {sequence} tokens")
+    })
 }
 
 /// A type that is not of this workspace says itself, when its heads are built, what it needs.
@@ -430,7 +479,6 @@ mod tests {
             ("train.sequence=129", "train.sequence"),
             ("train.batch=0", "train.batch"),
             ("train.steps=0", "train.steps"),
-            ("train.precision=bfloat16", "train.precision"),
             ("optimizer.warmup=40", "optimizer.warmup"),
             ("optimizer.learning_rate=-1", "optimizer.learning_rate"),
             ("optimizer.clip=nan", "optimizer.clip"),
@@ -487,6 +535,8 @@ mod tests {
         config.model.kv_heads = Some(2);
         config.model.head_dim = Some(32);
         config.data.path = Some("x".into());
+        (config.loss.ratio, config.loss.lambda) = (Some(1.0), Some(1.0));
+        config.loss.offsets = Some(vec![0]);
         let mut ours: Vec<String> = KEYS
             .iter()
             .flat_map(|(section, keys)| keys.iter().map(move |key| format!("{section}.{key}")))

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use foretoken_dist::ProcessGroup;
 use foretoken_heads::{MultiTokenModel, Registry};
-use tch::Device;
+use tch::{Device, Tensor};
 
 use crate::checkpoint::{Checkpoints, HEADS, Loaded, TrainingState, save_model};
 use crate::config::{HeadTraining, TrainConfig};
@@ -15,8 +16,12 @@ use crate::corpus::Corpus;
 use crate::folder::{recover, replace_folder};
 use crate::metrics::MetricsFile;
 use crate::progress::Progress;
+use crate::recipe::require;
 use crate::start::Start;
+use crate::tensorboard::EventFile;
 use crate::trainer::{Trainer, kind};
+use crate::usage::Meter;
+use crate::watch::Watch;
 use crate::{Error, peak_memory_bytes, recipe};
 
 /// How a run goes about it; the recipe says what it does.
@@ -29,6 +34,8 @@ pub struct TrainOptions {
     pub stop: Arc<AtomicBool>,
     /// Shows progress on stderr.
     pub progress: bool,
+    /// Writes the figures of `metrics.jsonl` as event files in `OUT/tensorboard`, too.
+    pub tensorboard: bool,
     /// Where a corpus that is named lies, when not where set-up puts it.
     pub corpus_root: Option<PathBuf>,
     /// The folder of the token shards, `OUT/shards` when not given: runs can share one.
@@ -37,6 +44,9 @@ pub struct TrainOptions {
     pub max_seconds: Option<f64>,
     /// Where the model is trained.
     pub device: Device,
+    /// The processes that train together, of which this is one; none for one alone. Rank 0 writes the
+    /// files; all read the same ones.
+    pub group: Option<ProcessGroup>,
     /// The head types that `heads.type` can name: those of this workspace, and yours.
     pub registry: Registry,
 }
@@ -47,10 +57,12 @@ impl Default for TrainOptions {
             resume: false,
             stop: Arc::default(),
             progress: false,
+            tensorboard: false,
             corpus_root: None,
             shards_dir: None,
             max_seconds: None,
             device: Device::Cpu,
+            group: None,
             registry: Registry::stock(),
         }
     }
@@ -63,6 +75,8 @@ pub struct TrainOutcome {
     pub model_dir: PathBuf,
     /// The newest checkpoint; none where the run stopped before its first step.
     pub checkpoint: Option<PathBuf>,
+    /// That of those kept which does best on the validation split; none where none was judged.
+    pub best_checkpoint: Option<PathBuf>,
     /// Whether it stopped before the last step; `resume` goes on.
     pub interrupted: bool,
     /// Steps done, those before a resume included.
@@ -71,6 +85,8 @@ pub struct TrainOutcome {
     pub tokens_seen: u64,
     /// Seconds that they took.
     pub seconds: f64,
+    /// Seconds of them in which a step waited for its batch.
+    pub data_wait_seconds: f64,
     /// Numbers that are trained.
     pub parameters: usize,
     /// Mean loss of each head on text of the validation split in nats a token; empty where the
@@ -101,10 +117,36 @@ pub fn train(
     out: &Path,
     options: &TrainOptions,
 ) -> Result<TrainOutcome, Error> {
+    let outcome = run(config, out, options);
+    let Some(group) = &options.group else { return outcome };
+    match outcome {
+        Ok(outcome) => {
+            // Rank 0 serves the others until all are done, and the model is there when they are.
+            group.barrier()?;
+            Ok(outcome)
+        }
+        Err(error) => {
+            group.fail(&error.to_string());
+            Err(error)
+        }
+    }
+}
+
+fn run(config: &TrainConfig, out: &Path, options: &TrainOptions) -> Result<TrainOutcome, Error> {
     recipe::check(config)?;
+    let first = options.group.as_ref().is_none_or(|group| group.rank() == 0);
+    let several = options.group.as_ref().is_some_and(|group| group.size() > 1);
+    require(!several || config.heads.train == HeadTraining::Together, "heads.train", || {
+        "heads alone are trained in one process".to_owned()
+    })?;
     let checkpoints = Checkpoints::new(out.join("checkpoints"));
     let model_dir = out.join("model");
-    recover(&model_dir)?;
+    if first {
+        recover(&model_dir)?;
+    }
+    if let Some(group) = &options.group {
+        group.barrier()?;
+    }
     if !options.resume && (model_dir.exists() || !checkpoints.steps()?.is_empty()) {
         return Err(Error::Occupied { path: out.to_owned() });
     }
@@ -119,7 +161,7 @@ pub fn train(
         HeadTraining::Together => setup.together(&checkpoints, fresh)?,
         HeadTraining::Alone => setup.alone(&checkpoints, fresh)?,
     };
-    let run = Run { config, options, corpus, checkpoints, trainer, model_dir };
+    let run = Run { config, options, corpus, checkpoints, trainer, model_dir, first };
     run.finish(&out.join("metrics.jsonl"))
 }
 
@@ -149,7 +191,8 @@ impl Setup<'_> {
             false => None,
         };
         let Some(loaded) = loaded else {
-            return Trainer::new(config, self.corpus, self.model()?, fresh, None, self.out);
+            let model = self.model()?;
+            return self.trainer(model, fresh, None);
         };
         let Loaded { mut state, model, optimizer } = loaded;
         let heads = config.heads_config();
@@ -162,7 +205,7 @@ impl Setup<'_> {
             });
         }
         state.config = config.clone();
-        Trainer::new(config, self.corpus, model, state, Some(&optimizer), self.out)
+        self.trainer(model, state, Some(&optimizer))
     }
 
     fn alone(&self, checkpoints: &Checkpoints, mut fresh: TrainingState) -> Result<Trainer, Error> {
@@ -180,7 +223,17 @@ impl Setup<'_> {
             }
             None => (fresh, None),
         };
-        Trainer::new(config, self.corpus, model, state, optimizer.as_deref(), self.out)
+        self.trainer(model, state, optimizer.as_deref())
+    }
+
+    fn trainer(
+        &self,
+        model: MultiTokenModel,
+        state: TrainingState,
+        saved: Option<&[(String, Tensor)]>,
+    ) -> Result<Trainer, Error> {
+        let Self { config, options, out, corpus, .. } = self;
+        Trainer::new(config, corpus, model, state, saved, out, options)
     }
 }
 
@@ -191,6 +244,8 @@ struct Run<'a> {
     checkpoints: Checkpoints,
     trainer: Trainer,
     model_dir: PathBuf,
+    /// Whether this process writes the files.
+    first: bool,
 }
 
 impl Run<'_> {
@@ -198,7 +253,7 @@ impl Run<'_> {
         let saved = self.steps(metrics)?;
         let interrupted = !self.trainer.finished();
         let mut validation_loss = Vec::new();
-        if !interrupted {
+        if !interrupted && self.first {
             let (trainer, tokenizer) = (&self.trainer, &self.corpus.tokenizer);
             replace_folder(&self.model_dir, |dir| save_model(&trainer.model, tokenizer, dir))?;
             if let Some(shard) = &self.corpus.validation {
@@ -210,10 +265,12 @@ impl Run<'_> {
         Ok(TrainOutcome {
             model_dir: self.model_dir,
             checkpoint: saved.map(|step| self.checkpoints.path(step)),
+            best_checkpoint: self.checkpoints.best()?.map(|step| self.checkpoints.path(step)),
             interrupted,
             steps: state.step,
             tokens_seen: state.tokens,
             seconds: state.seconds,
+            data_wait_seconds: self.trainer.waited().as_secs_f64(),
             parameters: self.trainer.parameter_count(),
             validation_loss,
             peak_memory_bytes: peak_memory_bytes(),
@@ -223,22 +280,30 @@ impl Run<'_> {
     /// Takes the steps that are left and returns that of the newest checkpoint.
     fn steps(&mut self, metrics: &Path) -> Result<Option<u64>, Error> {
         let first = self.trainer.state.step;
-        let mut metrics = MetricsFile::open(metrics, first)?;
-        let mut progress = Progress::new(self.options.progress, first, self.config.train.steps);
+        let mut watch = self.first.then(|| self.watch(metrics)).transpose()?;
         let mut saved = (first > 0).then_some(first);
         let began = Instant::now();
-        while !self.trainer.finished() && !self.should_stop(began) {
-            let line = self.trainer.step().inspect_err(|_| progress.finish())?;
-            metrics.push(&line)?;
-            progress.step(&line);
+        while !self.trainer.finished() && !self.trainer.agree(self.should_stop(began))? {
+            let line = self.trainer.step().inspect_err(|_| {
+                if let Some(watch) = &mut watch {
+                    watch.progress.finish();
+                }
+            })?;
+            if let Some(watch) = &mut watch {
+                watch.step(&line)?;
+            }
             let every = self.config.train.checkpoint_every;
             if every > 0 && line.step % every == 0 {
-                metrics.flush()?;
+                if let Some(watch) = &mut watch {
+                    watch.flush()?;
+                }
                 saved = Some(self.save()?);
             }
         }
-        progress.finish();
-        metrics.flush()?;
+        if let Some(watch) = &mut watch {
+            watch.progress.finish();
+            watch.flush()?;
+        }
         let step = self.trainer.state.step;
         if step > 0 && saved != Some(step) {
             saved = Some(self.save()?);
@@ -246,12 +311,42 @@ impl Run<'_> {
         Ok(saved)
     }
 
+    /// Those who look on from the next step, with the figures in `metrics` and beside it.
+    fn watch(&self, metrics: &Path) -> Result<Watch, Error> {
+        let (config, options, trainer) = (self.config, self.options, &self.trainer);
+        let first = trainer.state.step;
+        // Heads that learn alone are those after the first.
+        let first_head = match config.heads.train {
+            HeadTraining::Together => 1,
+            HeadTraining::Alone => 2,
+        };
+        let events = match options.tensorboard {
+            true => {
+                let folder = metrics.with_file_name("tensorboard");
+                Some(EventFile::create(&folder, first, first_head)?)
+            }
+            false => None,
+        };
+        let asked = options.progress || options.tensorboard;
+        let meter = (asked && !trainer.finished()).then(|| Meter::new(config, &trainer.model));
+        let metrics = MetricsFile::open(metrics, first)?;
+        let progress = Progress::new(options.progress, first, config.train.steps);
+        Ok(Watch { metrics, events, progress, meter })
+    }
+
     fn should_stop(&self, began: Instant) -> bool {
         let over = |most: f64| began.elapsed().as_secs_f64() >= most;
         self.options.stop.load(Ordering::Relaxed) || self.options.max_seconds.is_some_and(over)
     }
 
-    fn save(&self) -> Result<u64, Error> {
+    /// Writes a checkpoint and returns its step; in other processes than the first only the latter.
+    fn save(&mut self) -> Result<u64, Error> {
+        if !self.first {
+            return Ok(self.trainer.state.step);
+        }
+        if let (Some(shard), 1..) = (&self.corpus.validation, self.config.train.validate) {
+            self.trainer.judge(shard)?;
+        }
         let (trainer, tokenizer) = (&self.trainer, &self.corpus.tokenizer);
         self.checkpoints.save(&trainer.state, &trainer.optimizer, |folder| {
             trainer.save_progress(tokenizer, folder)

@@ -9,6 +9,8 @@ use foretoken_trunk::io::{read_safetensors, write_safetensors};
 use tch::{Kind, Tensor};
 
 use crate::Error;
+use crate::config::TrainConfig;
+use crate::written::WrittenText;
 
 const TRUNK_OUTPUT: &str = "trunk_output";
 const FINAL_HIDDEN: &str = "final_hidden";
@@ -18,16 +20,35 @@ const FINAL_HIDDEN: &str = "final_hidden";
 pub(crate) struct StateCache {
     /// None where each batch is seen once.
     folder: Option<PathBuf>,
+    /// None where all text is the corpus's.
+    written: Option<WrittenText>,
 }
 
 impl StateCache {
-    /// Keeps what it computes in `folder`; in none where each batch is seen once.
-    pub(crate) fn new(folder: Option<PathBuf>) -> Result<Self, Error> {
-        if let Some(folder) = &folder {
-            fs::create_dir_all(folder)
-                .map_err(|source| Error::Write { path: folder.clone(), source })?;
+    /// Keeps what it computes in `folder`, unless each batch is seen once.
+    pub(crate) fn new(config: &TrainConfig, folder: PathBuf) -> Result<Self, Error> {
+        let written = WrittenText::new(&config.data, config.train.batch, &folder);
+        let rounds = config.data.batches > 0 && config.train.steps > config.data.batches;
+        if !rounds && written.is_none() {
+            return Ok(Self { folder: None, written: None });
         }
-        Ok(Self { folder })
+        fs::create_dir_all(&folder)
+            .map_err(|source| Error::Write { path: folder.clone(), source })?;
+        Ok(Self { folder: Some(folder), written })
+    }
+
+    /// The tokens of batch `index`, by the model itself where the recipe wants it; `corpus` reads
+    /// those of the corpus.
+    pub(crate) fn tokens(
+        &self,
+        model: &MultiTokenModel,
+        index: u64,
+        corpus: &impl Fn(u64) -> Result<Tensor, Error>,
+    ) -> Result<Tensor, Error> {
+        match &self.written {
+            Some(written) => written.tokens(model, index, corpus),
+            None => corpus(index),
+        }
     }
 
     /// The states of batch `index`, whose tokens are `tokens`.

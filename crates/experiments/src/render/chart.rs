@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 
+use super::frame::Frame;
 use super::label::{Label, Obstacle};
 use super::text::escape;
 
@@ -12,17 +13,18 @@ use super::text::escape;
 pub(crate) type Format = fn(f64) -> String;
 
 /// One line of a chart.
+#[derive(Debug)]
 pub(crate) struct Series {
     /// What the line shows, for its tooltip.
     pub(crate) name: String,
-    /// Which colour of the palette.
+    /// Which colour of the palette; from [`COLOURS`] on they come again, dashed.
     pub(crate) colour: usize,
     /// The line, from left to right.
     pub(crate) points: Vec<(f64, f64)>,
 }
 
 /// Which points of the lines are marked and labelled.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Marks {
     /// None: the line has too many.
     None,
@@ -32,7 +34,19 @@ pub(crate) enum Marks {
     Highest,
 }
 
+/// What the vertical axis reaches over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// All values.
+    All,
+    /// Those after the steep start of each line, which would flatten the rest.
+    Settled,
+    /// 0 to 1.
+    Share,
+}
+
 /// One pair of axes with its lines.
+#[derive(Debug)]
 pub(crate) struct Panel {
     /// What the vertical axis shows; stands above it.
     pub(crate) title: String,
@@ -50,16 +64,35 @@ pub(crate) struct Panel {
     pub(crate) marks: Marks,
     /// A value of the vertical axis that is included and drawn as a line of reference.
     pub(crate) reference: Option<f64>,
-    /// Whether the vertical axis starts at 0 and ends at 1.
-    pub(crate) share: bool,
+    /// What the vertical axis reaches over.
+    pub(crate) reach: Reach,
+}
+
+/// Colours of the palette.
+pub(crate) const COLOURS: usize = 5;
+
+/// Lines that can be told apart: each colour whole, with long and with short dashes.
+pub(crate) const LINES: usize = 3 * COLOURS;
+
+/// The classes of a line of this colour.
+pub(crate) fn line_classes(colour: usize) -> String {
+    match colour / COLOURS {
+        0 => format!("line line-{colour}"),
+        dash => format!("line line-{} dash-{dash}", colour % COLOURS),
+    }
+}
+
+/// The classes of a dot of this colour.
+fn dot_classes(colour: usize) -> String {
+    format!("dot dot-{}", colour % COLOURS)
 }
 
 /// Width and height of a panel in SVG units.
 pub(crate) const SIZE: (f64, f64) = (400.0, 268.0);
-const LEFT: f64 = 42.0;
-const RIGHT: f64 = 30.0;
-const TOP: f64 = 46.0;
-const BOTTOM: f64 = 46.0;
+pub(super) const LEFT: f64 = 42.0;
+pub(super) const RIGHT: f64 = 30.0;
+pub(super) const TOP: f64 = 46.0;
+pub(super) const BOTTOM: f64 = 46.0;
 
 impl Panel {
     /// The panel as an `<svg>` element for a page that has the style sheet.
@@ -137,20 +170,22 @@ impl Panel {
             .collect();
         let path: Vec<String> =
             visible.iter().map(|&(x, y)| format!("{:.1},{:.1}", frame.x(x), frame.y(y))).collect();
-        let colour = series.colour;
         if path.len() > 1 {
             let _ = write!(
                 svg,
-                "<polyline class=\"line line-{colour}\" points=\"{}\"><title>{}</title></polyline>",
+                "<polyline class=\"{}\" points=\"{}\"><title>{}</title></polyline>",
+                line_classes(series.colour),
                 path.join(" "),
                 escape(&series.name)
             );
         }
-        if self.marks != Marks::None {
+        // A line of one point is none.
+        if self.marks != Marks::None || visible.len() == 1 {
             for &(x, y) in &visible {
                 let _ = write!(
                     svg,
-                    "<circle class=\"dot dot-{colour}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\"><title>{}, {}: {}</title></circle>",
+                    "<circle class=\"{}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\"><title>{}, {}: {}</title></circle>",
+                    dot_classes(series.colour),
                     frame.x(x),
                     frame.y(y),
                     escape(&series.name),
@@ -213,98 +248,12 @@ impl Panel {
     }
 }
 
-/// Where values lie in a panel.
-struct Frame {
-    x_range: (f64, f64),
-    y_range: (f64, f64),
-    x_ticks: Vec<f64>,
-    y_ticks: Vec<f64>,
-}
-
-impl Frame {
-    fn around(panel: &Panel) -> Self {
-        let points = || panel.series.iter().flat_map(|s| &s.points);
-        let x_range = bounds(points().map(|p| p.0));
-        let y_range = if panel.share {
-            (0.0, 1.0)
-        } else if panel.marks != Marks::None {
-            let values = points().map(|p| p.1).chain(panel.reference);
-            bounds(values)
-        } else {
-            settled(panel, x_range)
-        };
-        let y_step = nice_step((y_range.1 - y_range.0) / 4.0);
-        let low = (y_range.0 / y_step + 1e-9).floor() * y_step;
-        let high = (y_range.1 / y_step - 1e-9).ceil() * y_step;
-        let y_ticks = ticks(low, high, y_step);
-        let span = x_range.1 - x_range.0;
-        let x_step = match panel.marks {
-            Marks::None => nice_step(span / 5.0),
-            Marks::Last | Marks::Highest => (span / 12.0).ceil().max(1.0),
-        };
-        Self {
-            x_range,
-            y_range: (low, high),
-            x_ticks: ticks((x_range.0 / x_step).ceil() * x_step, x_range.1, x_step),
-            y_ticks,
-        }
-    }
-
-    fn x(&self, value: f64) -> f64 {
-        let inset = 6.0;
-        let share = (value - self.x_range.0) / (self.x_range.1 - self.x_range.0);
-        LEFT + inset + share * (SIZE.0 - LEFT - RIGHT - 2.0 * inset)
-    }
-
-    fn y(&self, value: f64) -> f64 {
-        let share = (value - self.y_range.0) / (self.y_range.1 - self.y_range.0);
-        SIZE.1 - BOTTOM - share * (SIZE.1 - TOP - BOTTOM)
-    }
-}
-
-/// The range of a loss curve without the steep start, which would flatten the rest.
-fn settled(panel: &Panel, x_range: (f64, f64)) -> (f64, f64) {
-    let start = x_range.0 + 0.08 * (x_range.1 - x_range.0);
-    let values = panel.series.iter().flat_map(|s| &s.points);
-    let late = values.filter(|p| p.0 >= start).map(|p| p.1);
-    bounds(late)
-}
-
-/// Smallest and largest of the finite values, never equal.
-fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let (low, high) = values
-        .filter(|v| v.is_finite())
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
-    if low > high {
-        (0.0, 1.0)
-    } else if high - low < 1e-9 {
-        (low, low + 1.0)
-    } else {
-        (low, high)
-    }
-}
-
-/// The smallest of 1, 2, 2.5, 5 × 10ⁿ that is at least `step`.
-fn nice_step(step: f64) -> f64 {
-    let power = 10f64.powf(step.log10().floor());
-    [1.0, 2.0, 2.5, 5.0, 10.0]
-        .into_iter()
-        .map(|factor| factor * power)
-        .find(|&nice| nice >= step * (1.0 - 1e-9))
-        .unwrap_or(10.0 * power)
-}
-
-fn ticks(low: f64, high: f64, step: f64) -> Vec<f64> {
-    let count = ((high - low) / step + 1e-6).floor().max(0.0) as usize;
-    (0..=count).map(|i| low + i as f64 * step).collect()
-}
-
 #[cfg(test)]
-#[expect(clippy::float_cmp, reason = "ticks are round numbers")]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn panel(points: Vec<(f64, f64)>, marks: Marks) -> Panel {
+    pub(crate) fn panel(points: Vec<(f64, f64)>, marks: Marks) -> Panel {
+        let reach = if marks == Marks::None { Reach::Settled } else { Reach::All };
         Panel {
             title: "a < b".to_owned(),
             x_label: "heads".to_owned(),
@@ -314,17 +263,8 @@ mod tests {
             series: vec![Series { name: "n = 4".to_owned(), colour: 2, points }],
             marks,
             reference: None,
-            share: false,
+            reach,
         }
-    }
-
-    #[test]
-    fn larger_values_are_drawn_higher_and_further_right() {
-        let panel = panel(vec![(1.0, 1.0), (2.0, 1.5), (4.0, 2.0)], Marks::Last);
-        let frame = Frame::around(&panel);
-        assert!(frame.x(4.0) > frame.x(2.0));
-        assert!(frame.y(2.0) < frame.y(1.0));
-        assert!(frame.y(2.0) >= TOP && frame.y(1.0) <= SIZE.1 - BOTTOM);
     }
 
     #[test]
@@ -345,20 +285,13 @@ mod tests {
     }
 
     #[test]
-    fn the_steep_start_of_a_loss_curve_is_cut() {
-        let points = (0..100).map(|i| (f64::from(i), 1.0 + 5.0 * (-f64::from(i)).exp()));
-        let frame = Frame::around(&panel(points.collect(), Marks::None));
-        assert!(frame.y_range.1 < 2.0);
-    }
-
-    #[test]
-    fn ticks_are_round_and_cover_the_values() {
-        assert_eq!(nice_step(0.13), 0.2);
-        assert_eq!(nice_step(0.25), 0.25);
-        let frame = Frame::around(&panel(vec![(1.0, 1.02), (8.0, 1.91)], Marks::Last));
-        assert_eq!(frame.y_ticks.first(), Some(&1.0));
-        assert!(frame.y_ticks.last().unwrap() >= &1.91);
-        assert_eq!(frame.x_ticks.len(), 8);
+    fn a_line_of_one_point_is_a_dot_and_later_colours_are_dashed() {
+        let svg = panel(vec![(1.0, 1.0)], Marks::None).svg();
+        assert_eq!((svg.matches("<circle").count(), svg.matches("<polyline").count()), (1, 0));
+        let classes: std::collections::BTreeSet<String> = (0..LINES).map(line_classes).collect();
+        assert_eq!(classes.len(), LINES);
+        assert_eq!(line_classes(3), "line line-3");
+        assert_eq!(line_classes(8), "line line-3 dash-1");
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use crate::report::{ModelRow, Report};
 use crate::results::SpeedResults;
 
-use super::chart::{Marks, Panel, SIZE, Series};
+use super::chart::{Marks, Panel, Reach, Series};
+use super::picture::{Key, Picture};
 use super::text::{escape, short};
 
 /// The colour of a model: the baseline's is neutral, and a number of heads keeps its colour over
@@ -73,7 +74,7 @@ fn by_heads_used(
         series,
         marks: Marks::Highest,
         reference: Some(1.0),
-        share: false,
+        reach: Reach::All,
     }
 }
 
@@ -135,7 +136,7 @@ pub(crate) fn losses(report: &Report, results: &SpeedResults) -> [Panel; 2] {
             series: curves.collect(),
             marks: Marks::None,
             reference: None,
-            share: false,
+            reach: Reach::Settled,
         },
         Panel {
             title: "Validation loss by head, nats per token".to_owned(),
@@ -146,7 +147,7 @@ pub(crate) fn losses(report: &Report, results: &SpeedResults) -> [Panel; 2] {
             series: by_head.collect(),
             marks: Marks::Last,
             reference: None,
-            share: false,
+            reach: Reach::All,
         },
     ]
 }
@@ -174,7 +175,7 @@ pub(crate) fn acceptance(report: &Report, results: &SpeedResults) -> [Panel; 2] 
             series: series.collect(),
             marks: Marks::Last,
             reference: None,
-            share: true,
+            reach: Reach::Share,
         }
     };
     [
@@ -193,47 +194,23 @@ pub(crate) fn acceptance(report: &Report, results: &SpeedResults) -> [Panel; 2] 
     ]
 }
 
-/// The figure for a README: a picture that carries its own style, legend and background.
-pub(crate) fn standalone(report: &Report, style: &str) -> String {
+/// The figure for a README.
+pub(crate) fn standalone(report: &Report) -> String {
     let [held_out, speedup, _, _] = speed(report);
-    let (width, height) = (2.0 * SIZE.0 + 40.0, SIZE.1 + 64.0);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"figure\" viewBox=\"0 0 {width} {height}\" \
-         width=\"{width}\" height=\"{height}\" role=\"img\" \
-         aria-label=\"Tokens per forward pass and wall-clock speed-up by number of heads used\">\
-         <style>{style}</style>\
-         <rect class=\"page\" width=\"{width}\" height=\"{height}\" rx=\"10\"/>"
-    );
-    let mut x = 24.0;
-    for model in drafting(report) {
-        let colour = colour(model.heads);
-        let _ = write!(
-            svg,
-            "<line class=\"line line-{colour}\" x1=\"{x}\" x2=\"{}\" y1=\"28\" y2=\"28\"/>\
-             <circle class=\"dot dot-{colour}\" cx=\"{}\" cy=\"28\" r=\"4\"/>\
-             <text class=\"legend\" x=\"{}\" y=\"32\">{}</text>",
-            x + 22.0,
-            x + 11.0,
-            x + 30.0,
-            escape(&label(model))
-        );
-        x += 92.0;
-    }
-    if let Some(model) = report.models.last() {
-        let what = format!(
+    let key = |model: &ModelRow| Key { name: label(model), colour: colour(model.heads) };
+    let note = report.models.last().map(|model| {
+        format!(
             "n: tokens predicted at once · {} parameters · preset {}",
             short(model.parameters as f64),
             report.preset
-        );
-        let _ = write!(
-            svg,
-            "<text class=\"tick\" x=\"{}\" y=\"32\" text-anchor=\"end\">{}</text>",
-            width - 24.0,
-            escape(&what)
-        );
+        )
+    });
+    let title = "Tokens per forward pass and wall-clock speed-up by number of heads used";
+    Picture {
+        title,
+        keys: drafting(report).into_iter().map(key).collect(),
+        note,
+        panels: &[held_out, speedup],
     }
-    svg.push_str(&held_out.group(16.0, 46.0));
-    svg.push_str(&speedup.group(SIZE.0 + 28.0, 46.0));
-    svg.push_str("</svg>\n");
-    svg
+    .svg()
 }

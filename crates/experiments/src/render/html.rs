@@ -9,14 +9,22 @@ use super::{CHART_STYLE, Source, figures, sample, story};
 
 const PAGE_STYLE: &str = include_str!("page.css");
 
+/// A page that needs no other file: its title as text, what it says as HTML.
+pub(crate) fn document(title: &str, body: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{title}</title>\n<style>\n{CHART_STYLE}{PAGE_STYLE}</style>\n\
+         </head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n",
+        title = escape(title)
+    )
+}
+
 /// The report as a page.
 pub(crate) fn page(source: &Source) -> String {
     let report = source.report;
     let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>foretoken: {experiment}, {preset}</title>\n<style>\n{CHART_STYLE}{PAGE_STYLE}</style>\n\
-         </head>\n<body>\n<main>\n<p class=\"eyebrow\">foretoken · experiment {experiment} · preset {preset}</p>\n\
+        "<p class=\"eyebrow\">foretoken · experiment {experiment} · preset {preset}</p>\n\
          <h1>{headline}</h1>\n<p class=\"lead\">{lead}</p>\n",
         experiment = escape(&report.experiment),
         preset = escape(&report.preset),
@@ -34,9 +42,9 @@ pub(crate) fn page(source: &Source) -> String {
     push_out_of_domain(&mut page, source);
     push_agreement(&mut page, source);
     push_method(&mut page, source);
-    page.push_str("</main>\n</body>\n</html>\n");
+    let title = format!("foretoken: {}, {}", report.experiment, report.preset);
     // "n = 4" stays on one line.
-    page.replace("n = ", "n\u{a0}=\u{a0}").replace("k = ", "k\u{a0}=\u{a0}")
+    document(&title, &page).replace("n = ", "n\u{a0}=\u{a0}").replace("k = ", "k\u{a0}=\u{a0}")
 }
 
 fn push_speed(page: &mut String, source: &Source) {
@@ -155,7 +163,7 @@ fn push_figure(page: &mut String, legend: &str, panels: &[Panel], caption: &str)
 }
 
 /// A table, the last `theirs` columns set off as the paper's.
-fn push_table(page: &mut String, table: &Table, theirs: usize) {
+pub(crate) fn push_table(page: &mut String, table: &Table, theirs: usize) {
     let ours = table.columns.len() - theirs;
     let class = |column: usize| if column >= ours { " class=\"theirs\"" } else { "" };
     page.push_str("<div class=\"scroll\"><table>\n<thead><tr>");

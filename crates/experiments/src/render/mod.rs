@@ -1,15 +1,18 @@
 //! A report as a page, a text and a picture.
 //!
-//! Everything is drawn from `report.json` alone, so that a report can be rendered again.
+//! Everything is drawn from `report.json` alone, so that a report can be rendered again. What is not
+//! of reports alone ([`chart`], [`picture`], [`html::document`]) serves `foretoken plot` too.
 
-mod chart;
+pub(crate) mod chart;
 mod figures;
-mod html;
+mod frame;
+pub(crate) mod html;
 mod label;
 mod markdown;
+pub(crate) mod picture;
 mod sample;
 mod story;
-mod table;
+pub(crate) mod table;
 pub(crate) mod text;
 
 #[cfg(test)]
@@ -56,7 +59,7 @@ pub fn render(report: &Report) -> anyhow::Result<Rendered> {
     Ok(Rendered {
         markdown: markdown::page(&source),
         html: html::page(&source),
-        svg: figures::standalone(report, CHART_STYLE),
+        svg: figures::standalone(report),
         summary: markdown::summary(&source),
     })
 }

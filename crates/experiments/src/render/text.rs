@@ -24,6 +24,34 @@ pub(crate) fn short(value: f64) -> String {
     if scaled < 9.95 { format!("{scaled:.1}{unit}") } else { format!("{scaled:.0}{unit}") }
 }
 
+/// A figure of any size, to four digits at most: `0`, `2.5e-4`, `0.0312`, `2.31`, `12.5k`, `3M`.
+pub(crate) fn figure(value: f64) -> String {
+    let size = value.abs();
+    let (scaled, unit) = match size {
+        v if v == 0.0 || !v.is_finite() => return format!("{size}"),
+        v if v < 1e-2 => {
+            let text = format!("{value:.2e}");
+            let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+            return format!("{}e{power}", trimmed(digits));
+        }
+        v if v < 1e3 => (value, ""),
+        v if v < 1e6 => (value / 1e3, "k"),
+        v if v < 1e9 => (value / 1e6, "M"),
+        _ => (value / 1e9, "B"),
+    };
+    let before_point = scaled.abs().log10().floor() as i32 + 1;
+    let decimals = (4 - before_point.max(0)).max(0) as usize;
+    format!("{}{unit}", trimmed(&format!("{scaled:.decimals$}")))
+}
+
+/// A decimal fraction without the zeros at its end.
+fn trimmed(digits: &str) -> &str {
+    match digits.contains('.') {
+        true => digits.trim_end_matches('0').trim_end_matches('.'),
+        false => digits,
+    }
+}
+
 /// Seconds as `48 s`, `12 min 5 s` or `1 h 38 min`.
 pub(crate) fn duration(seconds: f64) -> String {
     let seconds = seconds.max(0.0).round() as u64;
@@ -93,6 +121,30 @@ mod tests {
         assert_eq!(short(1_740_000.0), "1.7M");
         assert_eq!(short(999_700.0), "1.0M");
         assert_eq!(short(34_000_000.0), "34M");
+    }
+
+    #[test]
+    fn figures_of_any_size_take_few_characters() {
+        let all = [
+            (0.0, "0"),
+            (-0.0, "0"),
+            (1e-4, "1e-4"),
+            (2.5e-4, "2.5e-4"),
+            (0.003, "3e-3"),
+            (0.03125, "0.0312"),
+            (0.5, "0.5"),
+            (2.3104, "2.31"),
+            (2.3106, "2.311"),
+            (-2.5, "-2.5"),
+            (250.0, "250"),
+            (999.96, "1000"),
+            (12_500.0, "12.5k"),
+            (3e6, "3M"),
+            (7.2e12, "7200B"),
+        ];
+        for (value, text) in all {
+            assert_eq!(figure(value), text);
+        }
     }
 
     #[test]

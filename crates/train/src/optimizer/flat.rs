@@ -26,7 +26,16 @@ pub(super) struct Group {
 #[derive(Debug)]
 struct Slot {
     parameter: Parameter,
+    /// What gradients come to: the parameter itself, or its copy in fewer bits.
+    leaf: Tensor,
     start: i64,
+}
+
+/// Copies of all parameters in fewer bits, which the model computes with.
+#[derive(Debug)]
+struct Copies {
+    values: Tensor,
+    gradients: Tensor,
 }
 
 /// The two flat buffers, in the order matrices, embeddings, vectors.
@@ -34,6 +43,7 @@ struct Slot {
 pub(super) struct FlatParameters {
     pub(super) values: Tensor,
     pub(super) gradients: Tensor,
+    copies: Option<Copies>,
     pub(super) groups: Vec<Group>,
     /// End of the matrices, which come first.
     pub(super) matrices_end: i64,
@@ -45,7 +55,14 @@ pub(super) struct FlatParameters {
 impl FlatParameters {
     /// Moves the parameters' storage here. Every clone of a parameter's tensor shares its
     /// implementation object, so all of them follow.
-    pub(super) fn new(parameters: Vec<Parameter>) -> Result<Self, Error> {
+    ///
+    /// With `leaves`, gradients come to these, the same parameters in another kind, which follow
+    /// the values at [`publish`](Self::publish).
+    pub(super) fn new(
+        parameters: Vec<Parameter>,
+        leaves: Option<Vec<Parameter>>,
+    ) -> Result<Self, Error> {
+        let copied = leaves.as_ref().and_then(|leaves| leaves.first()).map(|p| p.tensor.kind());
         let like = parameters
             .first()
             .map(|parameter| (parameter.tensor.kind(), parameter.tensor.device()))
@@ -66,18 +83,40 @@ impl FlatParameters {
         let decayed_end =
             end_of(&[Role::Matrix, Role::Embedding, Role::Unembedding]).max(matrices_end);
         let total = groups.iter().map(group_end).max().unwrap_or(0);
-        let values = Tensor::f_zeros([total], like)?;
-        let gradients = Tensor::f_zeros([total], like)?;
+        let buffer = |kind| Tensor::f_zeros([total], (kind, like.1));
+        let values = buffer(like.0)?;
+        let copies = match copied {
+            Some(kind) => Some(Copies { values: buffer(kind)?, gradients: buffer(kind)? }),
+            None => None,
+        };
+        // Copies are grouped as what they are copies of.
+        let mut leaves = leaves.map(|leaves| group(leaves).1.into_iter().flatten());
         let mut slots = Vec::new();
         for (group, members) in groups.iter().zip(members) {
             let size: i64 = group.shape.iter().product();
             for (index, parameter) in (0..).zip(members) {
                 let start = group.start + index * size;
-                adopt(&parameter, &values, start)?;
-                slots.push(Slot { parameter, start });
+                adopt(&parameter.tensor, &values, start)?;
+                let leaf = match leaves.as_mut().and_then(Iterator::next) {
+                    Some(copy) => copy.tensor,
+                    None => parameter.tensor.shallow_clone(),
+                };
+                if let Some(copies) = &copies {
+                    adopt(&leaf, &copies.values, start)?;
+                }
+                slots.push(Slot { parameter, leaf, start });
             }
         }
-        Ok(Self { values, gradients, groups, matrices_end, decayed_end, slots })
+        let gradients = buffer(like.0)?;
+        Ok(Self { values, gradients, copies, groups, matrices_end, decayed_end, slots })
+    }
+
+    /// Lets the copies follow the values.
+    pub(super) fn publish(&mut self) -> Result<(), Error> {
+        if let Some(copies) = &mut self.copies {
+            copies.values.f_copy_(&self.values)?;
+        }
+        Ok(())
     }
 
     /// Elements of either buffer.
@@ -86,18 +125,24 @@ impl FlatParameters {
     }
 
     /// Makes every parameter's gradient a view of the flat buffer. It is one already unless the
-    /// gradient is new (the first step) or was replaced from outside; then it moves in.
+    /// gradient is new (the first step) or was replaced from outside; then it moves in. Gradients
+    /// of copies are added to the buffer and set to zero.
     pub(super) fn collect_gradients(&mut self) -> Result<(), Error> {
+        let home = self.copies.as_ref().map_or(&self.gradients, |copies| &copies.gradients);
         for slot in &self.slots {
-            let mut gradient = slot.parameter.tensor.f_grad()?;
+            let mut gradient = slot.leaf.f_grad()?;
             if !gradient.defined() {
                 continue;
             }
-            let mut view = view(&self.gradients, slot.start, &slot.parameter.tensor.size())?;
+            let mut view = view(home, slot.start, &slot.leaf.size())?;
             if gradient.data_ptr() != view.data_ptr() {
                 view.f_copy_(&gradient)?;
                 gradient.f_set_data(&view)?;
             }
+        }
+        if let Some(copies) = &mut self.copies {
+            let _ = self.gradients.f_add_(&copies.gradients)?;
+            let _ = copies.gradients.f_zero_()?;
         }
         Ok(())
     }
@@ -167,8 +212,8 @@ fn group(mut parameters: Vec<Parameter>) -> (Vec<Group>, Vec<Vec<Parameter>>) {
 }
 
 /// Copies a parameter's value into the flat buffer and makes it a view of that place.
-fn adopt(parameter: &Parameter, values: &Tensor, start: i64) -> Result<(), Error> {
-    let mut tensor = parameter.tensor.shallow_clone();
+fn adopt(parameter: &Tensor, values: &Tensor, start: i64) -> Result<(), Error> {
+    let mut tensor = parameter.shallow_clone();
     let mut view = view(values, start, &tensor.size())?;
     view.f_copy_(&tensor)?;
     tensor.f_set_data(&view)?;

@@ -10,6 +10,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
+use foretoken_dist::{Buckets, Destination, ProcessGroup};
 use foretoken_trunk::Parameter;
 use tch::Tensor;
 
@@ -49,7 +50,12 @@ pub struct Optimizer {
     muon: Option<Muon>,
     section: OptimizerSection,
     updates: u64,
+    /// The gradients in ranges that are averaged over processes; none for one alone.
+    shared: Option<Buckets>,
 }
+
+/// Bytes of gradients that go over the network at a time.
+const BUCKET_BYTES: usize = 4 << 20;
 
 /// What one [`Optimizer::step`] saw and did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,15 +73,60 @@ impl Optimizer {
     /// # Errors
     /// When libtorch refuses, for lack of memory for one.
     pub fn new(parameters: Vec<Parameter>, section: &OptimizerSection) -> Result<Self, Error> {
+        Self::build(parameters, None, section)
+    }
+
+    /// As [`new`](Self::new) for a model that computes in fewer bits than it learns in: gradients
+    /// come to `copies`, the same parameters in the same order in another kind; `parameters` are
+    /// moved, and the copies follow, rounded.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and when the copies are not those of `parameters`.
+    pub fn with_copies(
+        parameters: Vec<Parameter>,
+        copies: Vec<Parameter>,
+        section: &OptimizerSection,
+    ) -> Result<Self, Error> {
+        let same = |(a, b): (&Parameter, &Parameter)| {
+            a.role == b.role && a.parts == b.parts && a.tensor.size() == b.tensor.size()
+        };
+        if parameters.len() != copies.len() || !parameters.iter().zip(&copies).all(same) {
+            return Err(Error::State {
+                name: "the copies".to_owned(),
+                message: "are not those of the parameters".to_owned(),
+            });
+        }
+        Self::build(parameters, Some(copies), section)
+    }
+
+    fn build(
+        parameters: Vec<Parameter>,
+        copies: Option<Vec<Parameter>>,
+        section: &OptimizerSection,
+    ) -> Result<Self, Error> {
         let _guard = tch::no_grad_guard();
-        let flat = FlatParameters::new(parameters)?;
+        let flat = FlatParameters::new(parameters, copies)?;
         let (adamw, muon) = match section.kind {
             OptimizerKind::Adamw => (AdamW::new(&flat, 0)?, None),
             OptimizerKind::Muon => {
                 (AdamW::new(&flat, flat.matrices_end)?, Some(Muon::new(&flat, section)?))
             }
         };
-        Ok(Self { flat, adamw, muon, section: section.clone(), updates: 0 })
+        Ok(Self { flat, adamw, muon, section: section.clone(), updates: 0, shared: None })
+    }
+
+    /// Averages gradients over the processes of `group` from now on, each parameter's once a step.
+    /// All begin with the parameters of rank 0.
+    ///
+    /// # Errors
+    /// When another process fails.
+    pub fn share(&mut self, group: &ProcessGroup) -> Result<(), Error> {
+        let _guard = tch::no_grad_guard();
+        group.broadcast(&self.flat.values, 0)?;
+        self.flat.publish()?;
+        let (gradients, everyone) = (&self.flat.gradients, Destination::Everyone);
+        self.shared = Some(Buckets::new(group, gradients, BUCKET_BYTES, everyone)?);
+        Ok(())
     }
 
     /// Clips the gradients, moves the parameters and sets the gradients to zero.
@@ -87,6 +138,9 @@ impl Optimizer {
     pub fn step(&mut self, factor: f64) -> Result<StepReport, Error> {
         let _guard = tch::no_grad_guard();
         self.flat.collect_gradients()?;
+        if let Some(shared) = &mut self.shared {
+            shared.finish()?;
+        }
         let gradient_norm = self.flat.gradients.f_norm()?.f_double_value(&[])?;
         let updated = gradient_norm.is_finite();
         if updated {
@@ -98,6 +152,7 @@ impl Optimizer {
             if let Some(muon) = &mut self.muon {
                 muon.step(&self.section, factor)?;
             }
+            self.flat.publish()?;
         }
         let _ = self.flat.gradients.f_zero_()?;
         Ok(StepReport { gradient_norm, updated })

@@ -341,3 +341,44 @@ fn states_that_do_not_fit_are_refused_by_name() {
     let error = optimizer.restore(&extra, 3).unwrap_err().to_string();
     assert!(error.contains("mean.other"), "{error}");
 }
+
+#[test]
+fn copies_in_fewer_bits_follow_and_their_gradients_count() {
+    for kind in [OptimizerKind::Adamw, OptimizerKind::Muon] {
+        let section = OptimizerSection {
+            kind,
+            muon_precision: MuonPrecision::Float32,
+            clip: 0.0,
+            ..OptimizerSection::default()
+        };
+        let (plain, master) = (fixture(Kind::Float), fixture(Kind::Float));
+        let leaf = |parameter: &Parameter| Parameter {
+            tensor: parameter.tensor.detach().to_kind(Kind::BFloat16).set_requires_grad(true),
+            role: parameter.role,
+            parts: parameter.parts.clone(),
+        };
+        let copies: Vec<Parameter> = master.parameters.iter().map(leaf).collect();
+        let leaves: Vec<Tensor> = copies.iter().map(|copy| copy.tensor.shallow_clone()).collect();
+        let mut ours = Optimizer::with_copies(master.clones(), copies, &section).unwrap();
+        let mut theirs = Optimizer::new(plain.clones(), &section).unwrap();
+        for step in 0..STEPS {
+            for (place, leaf) in leaves.iter().enumerate() {
+                // The same numbers for both: those that bfloat16 has.
+                let gradient = plain.gradients[place][step].to_kind(Kind::BFloat16);
+                (leaf * &gradient).sum(Kind::Float).backward();
+                let wide = gradient.to_kind(Kind::Float);
+                (&plain.parameters[place].tensor * &wide).sum(Kind::Float).backward();
+            }
+            ours.step(1.0).unwrap();
+            theirs.step(1.0).unwrap();
+            for (place, leaf) in leaves.iter().enumerate() {
+                let (a, b) = (&master.parameters[place].tensor, &plain.parameters[place].tensor);
+                assert_eq!(a, b, "{kind:?}, parameter {place}, step {step}");
+                assert_eq!(leaf, &a.to_kind(Kind::BFloat16));
+            }
+        }
+    }
+    let (one, other) = (fixture(Kind::Float), fixture(Kind::Float));
+    let fewer = other.clones().into_iter().skip(1).collect();
+    assert!(Optimizer::with_copies(one.clones(), fewer, &OptimizerSection::default()).is_err());
+}

@@ -1,0 +1,236 @@
+//! Several processes on loopback train as one does.
+
+mod common;
+
+use std::env;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use foretoken_dist::{Environment, Limits, ProcessGroup};
+use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
+use foretoken_loss::MultiTokenLoss;
+use foretoken_train::{Optimizer, OptimizerSection, TrainOptions, train};
+use foretoken_trunk::Architecture;
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
+
+use common::Place;
+
+const ROLE: &str = "FORETOKEN_TEST_ROLE";
+const OUT: &str = "FORETOKEN_TEST_OUT";
+const TEXT: &str = "FORETOKEN_TEST_TEXT";
+const SETS: &str = "FORETOKEN_TEST_SETS";
+
+/// A rank: a test that does nothing unless it is told what.
+#[test]
+fn member() {
+    let Ok(role) = env::var(ROLE) else { return };
+    let place = Environment::detect().unwrap().unwrap();
+    let group = ProcessGroup::connect(&place, Limits::default()).unwrap();
+    match role.as_str() {
+        "train" => member_trains(group),
+        _ => member_steps(&group, role == "steps64"),
+    }
+}
+
+/// `train`, as the command line would run it.
+fn member_trains(group: ProcessGroup) {
+    let place = Place::new();
+    let sets = env::var(SETS).unwrap();
+    let mut config = place.config(&sets.split(' ').collect::<Vec<_>>());
+    config.data.path = env::var_os(TEXT).map(PathBuf::from);
+    let out = PathBuf::from(env::var_os(OUT).unwrap());
+    let options = TrainOptions { resume: true, group: Some(group), ..TrainOptions::default() };
+    if let Err(error) = train(&config, &out, &options) {
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
+}
+
+/// Steps by hand; says after each what the weights are, and what the first gradient was.
+fn member_steps(group: &ProcessGroup, double: bool) {
+    let _place = Place::new();
+    let kind = if double { Kind::Double } else { Kind::Float };
+    let model = small_model(kind);
+    let section = OptimizerSection {
+        muon_precision: foretoken_train::MuonPrecision::Float32,
+        ..Default::default()
+    };
+    let mut optimizer = Optimizer::new(model.parameters(), &section).unwrap();
+    optimizer.share(group).unwrap();
+    let each = 8 / group.size() as i64;
+    for step in 0..4 {
+        let rows = batch(step).narrow(0, each * group.rank() as i64, each);
+        MultiTokenLoss::new(2).backward(&model, &rows).unwrap();
+        let report = optimizer.step(1.0).unwrap();
+        println!("@ {step} {} {:e}", hash(&model), report.gradient_norm);
+    }
+    group.barrier().unwrap();
+}
+
+fn small_model(kind: Kind) -> MultiTokenModel {
+    let architecture = Architecture {
+        vocab: 40,
+        dim: 24,
+        layers: 4,
+        attention_heads: 4,
+        kv_heads: 2,
+        ffn: 40,
+        context: 32,
+        ..Architecture::default()
+    };
+    let heads = HeadsConfig { kind: "block".into(), count: 2 };
+    let config = ModelConfig { architecture, heads, end_of_text: None };
+    MultiTokenModel::new(&config, kind, Device::Cpu, 5).unwrap()
+}
+
+fn batch(step: i64) -> Tensor {
+    let numbers = Tensor::arange(8 * 18, (Kind::Int64, Device::Cpu)) * 7919 + step * 104_729;
+    (&numbers * &numbers).remainder(40).view([8, 18])
+}
+
+fn hash(model: &MultiTokenModel) -> String {
+    let mut hash = Sha256::new();
+    for parameter in model.parameters() {
+        let numbers = parameter.tensor.detach().to_kind(Kind::Double).reshape([-1]);
+        for number in Vec::<f64>::try_from(numbers).unwrap() {
+            hash.update(number.to_le_bytes());
+        }
+    }
+    format!("{:x}", hash.finalize())
+}
+
+struct Ranks(Vec<Child>);
+
+impl Ranks {
+    fn start(size: usize, role: &str, more: &[(&str, &str)]) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let rank = |rank: usize| {
+            Command::new(env::current_exe().unwrap())
+                .args(["--exact", "member", "--nocapture", "--test-threads=1"])
+                .env(ROLE, role)
+                .envs(more.iter().copied())
+                .env("RANK", rank.to_string())
+                .env("WORLD_SIZE", size.to_string())
+                .env("MASTER_ADDR", "127.0.0.1")
+                .env("MASTER_PORT", port.to_string())
+                .env("OMP_NUM_THREADS", "1")
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        };
+        Self((0..size).map(rank).collect())
+    }
+
+    fn end(self) -> Vec<Output> {
+        self.0.into_iter().map(|child| child.wait_with_output().unwrap()).collect()
+    }
+}
+
+fn said(output: &Output) -> Vec<String> {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().filter_map(|line| Some(line.split_once("@ ")?.1.to_owned())).collect()
+}
+
+#[test]
+fn weights_are_the_same_bits_on_all_ranks_after_every_step() {
+    let norm = |lines: &[String]| {
+        lines[0].split(' ').nth(2).and_then(|norm| norm.parse::<f64>().ok()).unwrap()
+    };
+    for (role, bound) in [("steps64", 1e-12), ("steps32", 1e-5)] {
+        let alone = said(&Ranks::start(1, role, &[]).end()[0]);
+        for size in [2, 4] {
+            let outputs = Ranks::start(size, role, &[]).end();
+            let lines: Vec<Vec<String>> = outputs.iter().map(said).collect();
+            assert_eq!(lines[0].len(), 4);
+            for others in &lines[1..] {
+                assert_eq!(others, &lines[0], "{size} {role}");
+            }
+            let (together, one) = (norm(&lines[0]), norm(&alone));
+            assert!((together - one).abs() < bound * one, "{together} and {one}");
+        }
+    }
+}
+
+fn run(place: &Place, out: &str, size: usize, sets: &str) -> Ranks {
+    let text = place.path("text.txt");
+    let out: &Path = &place.path(out);
+    let more = [(OUT, out.to_str().unwrap()), (TEXT, text.to_str().unwrap()), (SETS, sets)];
+    Ranks::start(size, "train", &more)
+}
+
+#[test]
+fn a_run_of_several_processes_is_that_of_one_with_the_joint_batch() {
+    let place = Place::new();
+    for kind in ["adamw", "muon"] {
+        let sets = format!(
+            "train.steps=8 train.batch=4 train.precision=float64 optimizer.type={kind} optimizer.schedule=constant"
+        );
+        let list: Vec<&str> = sets.split(' ').collect();
+        let one = format!("{kind}-1");
+        place.train(&one, &list).unwrap();
+        for size in [2, 4] {
+            let out = format!("{kind}-{size}");
+            for output in run(&place, &out, size, &sets).end() {
+                said(&output);
+            }
+            let weights = |out: &str| place.weights(&format!("{out}/model"));
+            for ((name, a), (_, b)) in weights(&one).iter().zip(weights(&out)) {
+                let off = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                assert!(off < 1e-9, "{out}: {name} is off by {off}");
+            }
+            for ((_, a), (_, b)) in place.losses(&one).iter().zip(place.losses(&out)) {
+                assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-9));
+            }
+        }
+    }
+    // A checkpoint of two processes goes on in one, and one of one in four.
+    let sets = "train.steps=12 train.batch=4 train.precision=float64 optimizer.type=adamw \
+                optimizer.schedule=constant";
+    let list: Vec<&str> = sets.split(' ').collect();
+    place.train("whole", &list).unwrap();
+    place.resume("adamw-2", &list).unwrap();
+    for output in run(&place, "adamw-1", 4, sets).end() {
+        said(&output);
+    }
+    for out in ["adamw-2", "adamw-1"] {
+        let (a, b) = (place.weights("whole/model"), place.weights(&format!("{out}/model")));
+        for ((name, a), (_, b)) in a.iter().zip(b) {
+            let off = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(off < 1e-9, "{out}: {name} is off by {off}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_that_cannot_be_divided_is_one_clear_line() {
+    let place = Place::new();
+    for output in run(&place, "run", 2, "train.batch=3").end() {
+        assert!(!output.status.success());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("`train.batch`") && text.contains("2 processes"), "{text}");
+    }
+}
+
+#[test]
+fn when_a_rank_is_killed_the_others_end_and_name_it() {
+    let place = Place::new();
+    let mut ranks = run(&place, "run", 2, "train.steps=1000000 train.checkpoint_every=50");
+    let began = Instant::now();
+    while !place.path("run/checkpoints/step-50").exists() {
+        assert!(began.elapsed() < Duration::from_secs(60), "no step was taken");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    ranks.0[1].kill().unwrap();
+    let killed = Instant::now();
+    let outputs = ranks.end();
+    assert!(killed.elapsed() < Duration::from_secs(30), "{:?}", killed.elapsed());
+    assert_eq!(outputs[0].status.code(), Some(1));
+    let text = String::from_utf8_lossy(&outputs[0].stderr);
+    assert!(text.contains("rank 1"), "{text}");
+}
