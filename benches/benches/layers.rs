@@ -1,17 +1,21 @@
-//! Criterion over the layers: kernels with their gradients, whole training steps, decoding.
+//! Criterion over the layers: kernels with their gradients beside the plain references, Muon's
+//! Newton–Schulz, decoding.
 //!
 //! `cargo xtask bench layers`, or `cargo bench -p foretoken-benches`; a word behind it filters.
 
 use std::hint::black_box;
 use std::ops::ControlFlow;
 
-use criterion::{BenchmarkId, Criterion, Throughput};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput};
 use foretoken_decode::{Decoder, Decoding, GenerateOptions};
 use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
 use foretoken_kernels::{
-    AttentionShape, Rotary, causal_attention, linear_cross_entropy, rms_norm, swiglu,
+    AttentionShape, Rotary, causal_attention, causal_attention_reference, linear_cross_entropy,
+    linear_cross_entropy_reference, linear_distillation, rms_norm, rms_norm_reference, swiglu,
+    swiglu_reference,
 };
-use foretoken_loss::MultiTokenLoss;
+use foretoken_train::orthogonalize;
 use foretoken_trunk::Architecture;
 use tch::{Device, Kind, Tensor};
 
@@ -19,61 +23,83 @@ const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 const ROWS: i64 = 2048;
 const DIM: i64 = 256;
 
+type Group<'a> = BenchmarkGroup<'a, WallTime>;
+
 fn leaf(size: &[i64]) -> Tensor {
     Tensor::randn(size, FLOAT).set_requires_grad(true)
 }
 
-/// Forward and backward of each fused kernel.
+/// Forward and backward of a function of tensors.
+fn both_ways<E: std::fmt::Debug>(
+    group: &mut Group<'_>,
+    name: &str,
+    form: &str,
+    function: impl Fn() -> Result<Tensor, E>,
+) {
+    group.bench_function(BenchmarkId::new(name, form), |bench| {
+        bench.iter(|| black_box(function().map(|y| y.sum(Kind::Float).backward())));
+    });
+}
+
+/// Forward and backward of each kernel, fused and plain.
 fn kernels(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("kernels");
     group.throughput(Throughput::Elements(ROWS as u64));
     let (x, weight) = (leaf(&[ROWS, DIM]), leaf(&[DIM]));
-    group.bench_function("rms_norm", |bench| {
-        bench.iter(|| rms_norm(&x, &weight, 1e-5).map(|y| y.sum(Kind::Float).backward()));
-    });
-    let gates = leaf(&[ROWS, 4 * DIM]);
-    group.bench_function("swiglu", |bench| {
-        bench.iter(|| swiglu(&gates).map(|y| y.sum(Kind::Float).backward()));
-    });
-    let shape = AttentionShape { heads: 8, kv_heads: 4, head_dim: 32 };
-    if let Ok(rotary) = Rotary::new(shape.head_dim, 10_000.0, 256, Kind::Float, Device::Cpu) {
-        let qkv = leaf(&[ROWS / 256, 256, shape.qkv_width()]);
-        group.bench_function("causal_attention", |bench| {
-            bench.iter(|| {
-                let y = causal_attention(qkv.shallow_clone(), shape, &rotary);
-                y.map(|y| y.sum(Kind::Float).backward())
-            });
-        });
-    }
+    both_ways(&mut group, "rms_norm", "fused", || rms_norm(&x, &weight, 1e-5));
+    both_ways(&mut group, "rms_norm", "reference", || rms_norm_reference(&x, &weight, 1e-5));
+    let gates = leaf(&[ROWS, 8 * DIM]);
+    both_ways(&mut group, "swiglu", "fused", || swiglu(&gates));
+    both_ways(&mut group, "swiglu", "reference", || swiglu_reference(&gates));
+    attention(&mut group);
     for vocab in [264, 32_768] {
-        let unembedding = leaf(&[vocab, DIM]);
-        let targets = Tensor::randint(vocab, [ROWS], (Kind::Int64, Device::Cpu));
-        group.bench_function(BenchmarkId::new("linear_cross_entropy", vocab), |bench| {
-            bench.iter(|| linear_cross_entropy(&x, &unembedding, &targets).map(|y| y.backward()));
-        });
+        cross_entropy(&mut group, &x, vocab);
     }
     group.finish();
 }
 
-fn model(heads: usize) -> Option<MultiTokenModel> {
-    let architecture = Architecture { layers: 10, ..Architecture::default() };
-    let heads = HeadsConfig { kind: "block".into(), count: heads };
-    let config = ModelConfig { architecture, heads, end_of_text: None };
-    MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0).ok()
+fn attention(group: &mut Group<'_>) {
+    let shape = AttentionShape { heads: 8, kv_heads: 4, head_dim: 32 };
+    let Ok(rotary) = Rotary::new(shape.head_dim, 10_000.0, 256, Kind::Float, Device::Cpu) else {
+        return;
+    };
+    let qkv = leaf(&[ROWS / 256, 256, shape.qkv_width()]);
+    both_ways(group, "causal_attention", "fused", || {
+        causal_attention(qkv.shallow_clone(), shape, &rotary)
+    });
+    both_ways(group, "causal_attention", "reference", || {
+        causal_attention_reference(&qkv, shape, &rotary)
+    });
 }
 
-/// Gradients of the whole objective, by the number of heads at equal parameters.
-fn steps(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("gradients");
-    group.throughput(Throughput::Elements(4 * 256)).sample_size(20);
-    for heads in [1, 4, 8] {
-        let Some(model) = model(heads) else { continue };
-        let columns = 256 + heads as i64;
-        let tokens = Tensor::randint(256, [4, columns], (Kind::Int64, Device::Cpu));
-        let loss = MultiTokenLoss::new(heads);
-        group.bench_function(BenchmarkId::from_parameter(heads), |bench| {
-            bench.iter(|| black_box(loss.backward(&model, &tokens)));
-        });
+fn cross_entropy(group: &mut Group<'_>, hidden: &Tensor, vocab: i64) {
+    let unembedding = leaf(&[vocab, DIM]);
+    let targets = Tensor::randint(vocab, [ROWS], (Kind::Int64, Device::Cpu));
+    let name = |what: &str| format!("{what}/{vocab}");
+    both_ways(group, &name("linear_cross_entropy"), "fused", || {
+        linear_cross_entropy(hidden, &unembedding, &targets)
+    });
+    both_ways(group, &name("linear_cross_entropy"), "reference", || {
+        linear_cross_entropy_reference(hidden, &unembedding, &targets)
+    });
+    let teacher = Tensor::randn([ROWS, DIM], FLOAT);
+    both_ways(group, &name("linear_distillation"), "fused", || {
+        linear_distillation(hidden, &unembedding, &teacher)
+    });
+}
+
+/// Muon's iteration over the matrices of eight blocks, by shape and number format.
+fn newton_schulz(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("newton_schulz");
+    for (rows, columns) in [(DIM, DIM), (688, DIM), (DIM, 688)] {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let stack = Tensor::randn([8, rows, columns], FLOAT).to_kind(kind);
+            group.throughput(Throughput::Elements(stack.numel() as u64));
+            let id = BenchmarkId::new(format!("{rows}x{columns}"), format!("{kind:?}"));
+            group.bench_function(id, |bench| {
+                bench.iter(|| black_box(tch::no_grad(|| orthogonalize(&stack))));
+            });
+        }
     }
     group.finish();
 }
@@ -82,7 +108,12 @@ fn steps(criterion: &mut Criterion) {
 fn decoding(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decoding");
     group.throughput(Throughput::Elements(128));
-    let Some(model) = model(4) else { return };
+    let config = ModelConfig {
+        architecture: Architecture { layers: 10, ..Architecture::default() },
+        heads: HeadsConfig { kind: "block".into(), count: 4 },
+        end_of_text: None,
+    };
+    let Ok(model) = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0) else { return };
     let Ok(mut decoder) = Decoder::new(&model) else { return };
     let prompt: Vec<u32> = (0..128).map(|i| i * i % 256).collect();
     for heads in 1..=4 {
@@ -105,7 +136,7 @@ fn decoding(criterion: &mut Criterion) {
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     kernels(&mut criterion);
-    steps(&mut criterion);
+    newton_schulz(&mut criterion);
     decoding(&mut criterion);
     criterion.final_summary();
 }

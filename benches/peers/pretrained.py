@@ -1,13 +1,20 @@
 """A pretrained model's GGUF file as transformers reads it: dequantised, float32, greedy.
 
 It greets with one line of JSON, then takes one JSON object a line on stdin and answers each with
-one line. "do" says what:
+one line, numbers that are not finite as null. "do" says what:
 
     lines      {count, seed, corpus}            -> {"lines": [texts], "ids": [their ids]}
     held_back  {count, seed, corpus, problems}  -> {"prompts": [texts]}
     generate   {prompt, max_new_tokens}         -> {"tokens": [ids], "seconds": of `generate` alone}
     gap        {prompt, tokens, next}           -> how far the tokens `next` lie below the best one
     logits     {prompt, file}                   -> how far the logits in `file` are from its own
+    open       {path}                           -> what loading the same model in another form, a
+                                                   folder or a GGUF file, came to; `generate`, `gap`
+                                                   and `logits` are that one's until `close`
+    same_texts {count, seed, corpus}            -> how many lines its tokenizer gives other ids for
+    close      {}                               -> the first one's again
+    gguf       {path}                           -> an exported file's tensors and metadata
+    medusa     {folder, prompt, file}           -> exported heads, and how far `file` is from them
 
 With `--measure COMMAND...` it runs the command and prints its time and the most memory it had.
 """
@@ -28,6 +35,9 @@ from pathlib import Path
 if sys.argv[1:2] != ["--measure"]:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # No folder of compiled scripts among the sources.
+    sys.dont_write_bytecode = True
+    import exported
     import torch
     import transformers
     from safetensors.torch import load_file
@@ -180,12 +190,20 @@ def held_back(request):
 
 
 class Model:
+    """A model in a GGUF file, dequantised, or in a folder, as it is."""
+
     def __init__(self, path):
-        folder, name = os.path.split(os.path.abspath(path))
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=name, dtype=torch.float32
-        ).eval()
+        place, options = os.path.abspath(path), {}
+        if os.path.isfile(place):
+            place, name = os.path.split(place)
+            options = {"gguf_file": name}
+        self.tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        if options:
+            options["dtype"] = torch.float32
+        model, self.loading = AutoModelForCausalLM.from_pretrained(
+            place, output_loading_info=True, **options
+        )
+        self.model = model.eval()
 
     def greeting(self):
         parameters = list(self.model.parameters())
@@ -212,9 +230,6 @@ class Model:
         lines = Lines(request["seed"], request["corpus"], sorted(specials)).make(request["count"])
         return {"lines": lines, "ids": self.tokenizer(lines)["input_ids"]}
 
-    def held_back(self, request):
-        return held_back(request)
-
     def generate(self, request):
         prompt = torch.tensor([self.encode(request["prompt"])])
         start = time.perf_counter()
@@ -237,16 +252,85 @@ class Model:
             "gap_of_two_best": (best[0] - best[1]).item(),
         }
 
+    def logits(self, ids):
+        return self.model(torch.tensor([ids])).logits[0]
+
+
+class Peer:
+    """The model that it was started with and, while one is open, another form of the same."""
+
+    def __init__(self, path):
+        self.path, self.first, self.other = path, Model(path), None
+
+    @property
+    def model(self):
+        return self.other or self.first
+
+    def lines(self, request):
+        return self.first.lines(request)
+
+    def held_back(self, request):
+        return held_back(request)
+
+    def generate(self, request):
+        return self.model.generate(request)
+
+    def gap(self, request):
+        return self.model.gap(request)
+
     def logits(self, request):
         stored = load_file(request["file"])
-        ids = self.encode(request["prompt"])
-        logits = self.model(torch.tensor([ids])).logits[0]
-        answer = {"tokens": len(ids), "largest_difference": None}
+        ids = self.model.encode(request["prompt"])
+        logits = self.model.logits(ids)
+        answer = {"tokens": len(ids), "largest_difference": None, "to_first": None}
         if stored["tokens"].tolist() == ids and stored["logits"][0].shape == logits.shape:
-            difference = (stored["logits"][0] - logits).abs().max().item()
-            # NaN is no JSON.
-            answer["largest_difference"] = difference if math.isfinite(difference) else None
+            answer["largest_difference"] = (stored["logits"][0] - logits).abs().max().item()
+        if self.other and self.first.encode(request["prompt"]) == ids:
+            answer["to_first"] = (self.first.logits(ids) - logits).abs().max().item()
         return answer
+
+    def open(self, request):
+        self.other = Model(request["path"])
+        first, other = self.first.model, self.other.model
+        problems = [f"{key}: {found}" for key, found in self.other.loading.items() if found]
+        if type(other) is not type(first):
+            problems.append(f"a {type(other).__name__}, not a {type(first).__name__}")
+        return {"class": type(other).__name__, "dtype": str(other.dtype), "problems": problems}
+
+    def same_texts(self, request):
+        lines = self.first.lines(request)
+        ids = self.other.tokenizer(lines["lines"])["input_ids"]
+        chat = [{"role": role, "content": "Hello"} for role in ["user", "assistant", "user"]]
+        chats = [
+            model.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            if model.tokenizer.chat_template
+            else None
+            for model in [self.first, self.other]
+        ]
+        return {
+            "lines": len(ids),
+            "differing": sum(one != other for one, other in zip(ids, lines["ids"])),
+            "same_chat": chats[0] == chats[1],
+        }
+
+    def close(self, _request):
+        self.other = None
+        return {}
+
+    def gguf(self, request):
+        return exported.gguf_file(request["path"], self.path, self.first.model)
+
+    def medusa(self, request):
+        stored = load_file(request["file"])
+        ids = self.first.encode(request["prompt"])
+        return exported.medusa(request["folder"], stored, ids, self.first.model)
+
+
+def finite(answer):
+    """JSON has no name for what is not a number."""
+    if isinstance(answer, dict):
+        return {key: finite(value) for key, value in answer.items()}
+    return None if isinstance(answer, float) and not math.isfinite(answer) else answer
 
 
 def serve():
@@ -257,20 +341,20 @@ def serve():
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    model = Model(arguments.model)
-    actions = {
-        "lines": model.lines,
-        "held_back": model.held_back,
-        "generate": model.generate,
-        "gap": model.gap,
-        "logits": model.logits,
-    }
-    print(json.dumps(model.greeting()), flush=True)
+    peer = Peer(arguments.model)
+    actions = [
+        "lines", "held_back", "generate", "gap", "logits", "open", "same_texts", "close", "gguf",
+        "medusa",
+    ]
+    print(json.dumps(peer.first.greeting()), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        with torch.inference_mode():
-            answer = actions[request["do"]](request)
-        print(json.dumps(answer), flush=True)
+        if request["do"] not in actions:
+            raise SystemExit(f"{request['do']} is none of {', '.join(actions)}")
+        # A model is loaded as it was at the start.
+        with torch.inference_mode(request["do"] != "open"):
+            answer = getattr(peer, request["do"])(request)
+        print(json.dumps(finite(answer)), flush=True)
 
 
 def measure(command):

@@ -2,12 +2,16 @@
 
 The same network (Llama blocks, n heads over a shared trunk, norm and unembedding), first weights,
 batches and optimiser settings as `train_steps` in this package, written the way one writes it
-first: no compilation, no fused tensors, all heads' losses in one graph.
+first: no fused tensors, all heads' losses in one graph. With --compile the model with its losses
+goes through torch.compile as it is (inductor, whole graph); the optimiser stays what it was.
 
 It takes commands on stdin and answers each with one line of JSON on stdout:
 
     steps N     trains N steps          -> {"seconds": ..., "losses": [one a step]}
     evaluate    held-out batches        -> {"losses": [one a head]}
+
+The first steps of a compiled model compile it; where that fails the answer is {"failed": why} and
+the program ends.
 """
 
 import argparse
@@ -235,10 +239,39 @@ def schedule_factor(section, step, steps):
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def train_steps(losses_of, train, optimizers, count):
+    losses = []
+    start = time.perf_counter()
+    for _ in range(count):
+        loss = losses_of(train[optimizers.done % len(train)])
+        loss.sum().backward()
+        optimizers.step()
+        losses.append(loss.detach()[0])
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "losses": torch.stack(losses).tolist()}
+
+
+def evaluate(model, held_out):
+    with torch.no_grad():
+        losses = torch.stack([model.losses(batch) for batch in held_out]).mean(0)
+    return {"losses": losses.tolist()}
+
+
+def failure(error):
+    """One line of why a compilation failed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
+
+
+def say(answer):
+    print(json.dumps(answer), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--job", required=True, help="the folder that `train_steps prepare` wrote")
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--compile", action="store_true", help="through torch.compile")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with open(os.path.join(arguments.job, "recipe.json")) as file:
@@ -247,23 +280,26 @@ def main():
     train, held_out = batches["train"], batches["held_out"]
     model = load(os.path.join(arguments.job, "model"))
     optimizers = Optimizers(model, recipe["optimizer"], recipe["train"]["steps"])
-    print(json.dumps({"parameters": sum(p.numel() for p in model.parameters())}), flush=True)
+    losses_of = torch.compile(model.losses) if arguments.compile else model.losses
+    say(
+        {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "versions": {"torch": torch.__version__},
+        }
+    )
     for line in sys.stdin:
         command = line.split()
         if command[0] == "steps":
-            losses = []
-            start = time.perf_counter()
-            for _ in range(int(command[1])):
-                loss = model.losses(train[optimizers.done % len(train)])
-                loss.sum().backward()
-                optimizers.step()
-                losses.append(loss.detach()[0])
-            seconds = time.perf_counter() - start
-            print(json.dumps({"seconds": seconds, "losses": torch.stack(losses).tolist()}), flush=True)
+            compiles = arguments.compile and optimizers.done == 0
+            try:
+                say(train_steps(losses_of, train, optimizers, int(command[1])))
+            except Exception as error:
+                if not compiles:
+                    raise
+                say({"failed": failure(error)})
+                return
         else:
-            with torch.no_grad():
-                losses = torch.stack([model.losses(batch) for batch in held_out]).mean(0)
-            print(json.dumps({"losses": losses.tolist()}), flush=True)
+            say(evaluate(model, held_out))
 
 
 if __name__ == "__main__":

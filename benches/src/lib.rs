@@ -1,15 +1,20 @@
 //! Our side of the comparisons that `cargo xtask bench` runs.
 //!
-//! Three programs: `train_steps` trains from a [`Job`] folder that a peer reads too, and answers
+//! Four programs: `train_steps` trains from a [`Job`] folder that a peer reads too, and answers
 //! commands line by line, so that both sides can take turns; `step_memory` says how much memory
-//! training steps took; `tokenize` gives the ids of lines. They drive the library as any user would,
-//! the first two through [`TrainingLoop`]. The peers' side is in `peers/`; `benches/layers.rs` is
-//! Criterion over kernels, gradients and decoding.
+//! training steps took; `read_batches` how fast a warm shard is read; `tokenize` gives the ids of
+//! lines. They drive the library as any user would, the first two through [`TrainingLoop`].
+//! [`StepWork`] counts what a step has to do, [`Bound`] measures how fast that can be. The peers'
+//! side is in `peers/`; `benches/*.rs` is Criterion over kernels, steps, decoding and data.
 
+mod bound;
 mod job;
 mod memory;
 mod training_loop;
+mod work;
 
-pub use job::Job;
+pub use bound::Bound;
+pub use job::{Job, Text, pair_token, prepare_bytes};
 pub use memory::{current_resident_bytes, peak_resident_bytes};
 pub use training_loop::TrainingLoop;
+pub use work::{Linear, Stack, StepWork};

@@ -1,13 +1,14 @@
 //! A training loop over batches in memory: what the trainer does in a step, without its files.
 
 use anyhow::Result;
-use foretoken_heads::MultiTokenModel;
+use foretoken_heads::{MultiTokenModel, Registry};
 use foretoken_loss::{HeadLosses, MultiTokenLoss};
-use foretoken_train::{Optimizer, TrainConfig, schedule_factor};
-use tch::Tensor;
+use foretoken_train::{Optimizer, Precision, TrainConfig, schedule_factor};
+use tch::{Kind, Tensor};
 
 /// A model with its objective and its optimiser.
 pub struct TrainingLoop {
+    /// The model that computes: the one that learns, or its copy in bfloat16.
     model: MultiTokenModel,
     loss: MultiTokenLoss,
     optimizer: Optimizer,
@@ -22,8 +23,30 @@ impl TrainingLoop {
     /// When the optimiser cannot take over the parameters.
     pub fn new(model: MultiTokenModel, config: TrainConfig) -> Result<Self> {
         let loss = MultiTokenLoss::new(config.heads.count);
-        let optimizer = Optimizer::new(model.parameters(), &config.optimizer)?;
+        let section = &config.optimizer;
+        let (model, optimizer) = match config.train.precision {
+            Precision::Float32 | Precision::Float64 => {
+                let optimizer = Optimizer::new(model.parameters(), section)?;
+                (model, optimizer)
+            }
+            Precision::Bfloat16 => {
+                let copy = model.in_kind(Kind::BFloat16, &Registry::stock())?;
+                let learned = model.parameters();
+                (Optimizer::with_copies(learned, copy.parameters(), section))
+                    .map(|optimizer| (copy, optimizer))?
+            }
+        };
         Ok(Self { model, loss, optimizer, config, done: 0 })
+    }
+
+    /// The model that computes.
+    pub fn model(&self) -> &MultiTokenModel {
+        &self.model
+    }
+
+    /// The recipe.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
     }
 
     /// Steps done.
@@ -37,10 +60,17 @@ impl TrainingLoop {
     /// When the tokens do not fit the model.
     pub fn step(&mut self, tokens: &Tensor) -> Result<HeadLosses> {
         let losses = self.loss.backward(&self.model, tokens)?;
-        let steps = self.config.train.steps;
-        self.optimizer.step(schedule_factor(&self.config.optimizer, self.done, steps))?;
-        self.done += 1;
+        self.update()?;
         Ok(losses)
+    }
+
+    /// The same step, naively: all heads in one graph and all of their logits in memory.
+    ///
+    /// # Errors
+    /// When the tokens do not fit the model, or the memory is not there.
+    pub fn step_all_at_once(&mut self, tokens: &Tensor) -> Result<()> {
+        self.loss.all_at_once(&self.model, tokens)?.f_backward()?;
+        self.update()
     }
 
     /// The heads' losses on `tokens`, without a step.
@@ -49,5 +79,12 @@ impl TrainingLoop {
     /// When the tokens do not fit the model.
     pub fn evaluate(&self, tokens: &Tensor) -> Result<HeadLosses> {
         Ok(self.loss.evaluate(&self.model, tokens)?)
+    }
+
+    fn update(&mut self) -> Result<()> {
+        let steps = self.config.train.steps;
+        self.optimizer.step(schedule_factor(&self.config.optimizer, self.done, steps))?;
+        self.done += 1;
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 //! * `setup` fetches libtorch and the default corpus into `.libtorch/`,
 //! * `test` runs every check of the repository,
 //! * `reproduce` sets up, builds and starts `foretoken reproduce`,
+//! * `launch` starts several processes of one training on this machine,
 //! * `bench` runs other software on the same work as ours,
 //! * `compare` holds our reading of a pretrained model against that of transformers.
 //!
@@ -12,6 +13,7 @@
 mod bench;
 mod check;
 mod compare;
+mod launch;
 mod process;
 mod reproduce;
 mod setup;
@@ -39,6 +41,8 @@ enum Command {
     Test(check::TestArguments),
     /// Set up, build, then run `foretoken reproduce` with these arguments
     Reproduce(reproduce::ReproduceArguments),
+    /// Set up, build, then start several processes of one training on this machine
+    Launch(launch::LaunchArguments),
     /// Set up, build, then run other software and ours on the same work
     Bench(bench::BenchArguments),
     /// Set up, build, then hold a pretrained model, as we read it, against transformers
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Command::Setup(arguments) => setup::run(&workspace, &arguments),
         Command::Test(arguments) => check::run(&workspace, &arguments),
         Command::Reproduce(arguments) => reproduce::run(&workspace, &arguments),
+        Command::Launch(arguments) => launch::run(&workspace, &arguments),
         Command::Bench(arguments) => bench::run(&workspace, &arguments),
         Command::Compare(arguments) => compare::run(&workspace, &arguments),
     });

@@ -1,4 +1,4 @@
-//! Peak memory of training steps at a large vocabulary, in a process of its own.
+//! Peak memory of training steps, model and optimiser included, in a process of its own.
 
 use anyhow::Result;
 use clap::Parser;
@@ -8,10 +8,9 @@ use foretoken_train::TrainConfig;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-const VOCAB: usize = 32_768;
 const STEPS: usize = 3;
 
-/// Peak memory of training steps at a large vocabulary.
+/// Peak memory of training steps.
 #[derive(Parser)]
 struct Arguments {
     /// n
@@ -32,33 +31,44 @@ struct Arguments {
     /// Width
     #[arg(long, default_value_t = 256)]
     dim: usize,
+    /// Tokens of the model
+    #[arg(long, default_value_t = 32_768)]
+    vocab: usize,
+    /// The naive way: all heads in one graph, all of their logits in memory
+    #[arg(long)]
+    all_at_once: bool,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     tch::set_num_threads(arguments.threads);
-    let Arguments { heads, batch, sequence, layers, dim, .. } = arguments;
+    let Arguments { heads, batch, sequence, layers, dim, vocab, all_at_once, .. } = arguments;
     let recipe = format!(
         "[model]\nlayers = {layers}\nattention_heads = 4\ndim = {dim}\nffn = {}\ncontext = {sequence}\n\
          [heads]\ncount = {heads}\n[train]\nsteps = {STEPS}\nbatch = {batch}\nsequence = {sequence}\n",
         dim * 8 / 3 / 8 * 8
     );
     let config = TrainConfig::from_toml(&recipe, &[])?;
-    let model = MultiTokenModel::new(&config.model_config(VOCAB), Kind::Float, Device::Cpu, 0)?;
+    let model = MultiTokenModel::new(&config.model_config(vocab), Kind::Float, Device::Cpu, 0)?;
     let parameters = model.parameter_count();
     let tokens_per_step = config.tokens_per_step();
     let mut training = TrainingLoop::new(model, config)?;
     let before_bytes = current_resident_bytes()?;
     let shape = [batch as i64, (sequence + heads) as i64];
-    let tokens = Tensor::f_randint(VOCAB as i64, shape, (Kind::Int64, Device::Cpu))?;
+    let tokens = Tensor::f_randint(vocab as i64, shape, (Kind::Int64, Device::Cpu))?;
     for _ in 0..STEPS {
-        training.step(&tokens)?;
+        if all_at_once {
+            training.step_all_at_once(&tokens)?;
+        } else {
+            training.step(&tokens)?;
+        }
     }
     let peak_bytes = peak_resident_bytes()?;
     println!(
         "{}",
         json!({
-            "heads": heads, "parameters": parameters, "tokens_per_step": tokens_per_step,
+            "heads": heads, "vocab": vocab, "all_at_once": all_at_once,
+            "parameters": parameters, "tokens_per_step": tokens_per_step,
             "before_bytes": before_bytes, "peak_bytes": peak_bytes,
         })
     );

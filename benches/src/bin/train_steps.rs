@@ -1,7 +1,8 @@
 //! Training steps on command, for a comparison in turns.
 //!
 //! `prepare` writes a job folder; `serve` reads it, greets with one line of JSON and answers each
-//! line of stdin with another: `steps N` trains, `evaluate` gives the held-out losses.
+//! line of stdin with another: `steps N` trains, `evaluate` gives the held-out losses, `bound` the
+//! least time of a step on this machine.
 
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
@@ -9,10 +10,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use foretoken_benches::{Job, TrainingLoop};
-use foretoken_train::TrainConfig;
+use foretoken_benches::{Bound, Job, StepWork, Text, TrainingLoop};
+use foretoken_train::{MuonPrecision, TrainConfig};
 use serde_json::{Value, json};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Training steps on command.
 #[derive(Parser)]
@@ -31,6 +32,12 @@ enum Command {
         /// Where its token shards are or go
         #[arg(long)]
         shards: PathBuf,
+        /// Tokens of the model [default: the bytes]
+        #[arg(long)]
+        vocab: Option<usize>,
+        /// Batches to evaluate on
+        #[arg(long, default_value_t = 16)]
+        held_out: u64,
         /// The folder to write
         #[arg(long)]
         job: PathBuf,
@@ -48,9 +55,9 @@ enum Command {
 
 fn main() -> Result<()> {
     match Command::parse() {
-        Command::Prepare { recipe, set, corpus, shards, job } => {
+        Command::Prepare { recipe, set, corpus, shards, vocab, held_out, job } => {
             let config = TrainConfig::from_file(&recipe, &set)?;
-            Job::new(&job).write(&config, &corpus, &shards)
+            Job::new(&job).write(&config, &Text { corpus, shards, vocab, held_out })
         }
         Command::Serve { job, threads } => {
             tch::set_num_threads(threads);
@@ -64,13 +71,25 @@ fn serve(job: &Job) -> Result<()> {
     let (train, held_out) = job.read_batches()?;
     let model = job.model()?;
     let parameters = model.parameter_count();
-    say(&json!({"parameters": parameters, "tokens_per_step": config.tokens_per_step()}))?;
+    let ends = model.trunk().embed_tokens.numel() + model.unembedding().numel();
+    let work = StepWork::new(&model, &config);
+    say(&json!({
+        "parameters": parameters,
+        "non_embedding_parameters": parameters - ends,
+        "vocab": model.config().architecture.vocab,
+        "tokens_per_step": config.tokens_per_step(),
+        "flops_per_step": work.flops(),
+    }))?;
     let mut training = TrainingLoop::new(model, config)?;
     for line in std::io::stdin().lock().lines() {
         let line = line.context("cannot read stdin")?;
         let answer = match line.split_once(' ') {
             Some(("steps", count)) => steps(&mut training, &train, count.parse()?)?,
             None if line == "evaluate" => evaluate(&training, &held_out)?,
+            None if line == "bound" => {
+                let kind = training.model().kind();
+                Bound::measure(&work, parameters, kind, muon_kind(training.config()))?.to_json()
+            }
             _ => bail!("unknown command {line:?}"),
         };
         say(&answer)?;
@@ -92,12 +111,20 @@ fn steps(training: &mut TrainingLoop, batches: &[Tensor], count: usize) -> Resul
 fn evaluate(training: &TrainingLoop, batches: &[Tensor]) -> Result<Value> {
     let losses: Vec<Tensor> =
         batches.iter().map(|batch| Ok(training.evaluate(batch)?.0)).collect::<Result<_>>()?;
-    let mean = Tensor::f_stack(&losses, 0)?.f_mean_dim(0, false, tch::Kind::Double)?;
+    let mean = Tensor::f_stack(&losses, 0)?.f_mean_dim(0, false, Kind::Double)?;
     Ok(json!({"losses": numbers(&mean)?}))
 }
 
+/// What Newton–Schulz computes in; a comparison's recipe names it.
+fn muon_kind(config: &TrainConfig) -> Kind {
+    match config.optimizer.muon_precision {
+        MuonPrecision::Bfloat16 => Kind::BFloat16,
+        MuonPrecision::Float32 | MuonPrecision::Auto => Kind::Float,
+    }
+}
+
 fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
-    Ok(Vec::try_from(tensor.f_to_kind(tch::Kind::Double)?)?)
+    Ok(Vec::try_from(tensor.f_to_kind(Kind::Double)?)?)
 }
 
 fn say(value: &Value) -> Result<()> {

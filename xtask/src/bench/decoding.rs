@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::Plan;
 use super::answers::{self, Answer, same_tokens, tokens_per_second};
 use super::conversation::Conversation;
 use super::peers::Peers;
+use super::plan::Plan;
 use super::results;
 use super::statistics::{median, rounded};
 use crate::process;
@@ -19,6 +19,8 @@ use crate::workspace::Workspace;
 
 /// The least that our tokens per second may be of transformers'.
 const LEAST_RATIO: f64 = 2.0;
+/// Turns of each side.
+const ROUNDS: usize = 9;
 const NEW_TOKENS: usize = 128;
 const PROMPTS: [&str; 4] = [
     "def forward(self, x):\n    ",
@@ -47,7 +49,8 @@ pub(crate) fn run(
     ask_peer(&mut theirs)?;
     let mut speeds = [Vec::new(), Vec::new()];
     let mut equal = true;
-    for round in 0..plan.rounds {
+    let rounds = plan.rounds.unwrap_or(ROUNDS);
+    for round in 0..rounds {
         let (ours, other) = if round % 2 == 0 {
             let ours = bench.ours()?;
             (ours, ask_peer(&mut theirs)?)
@@ -73,7 +76,7 @@ pub(crate) fn run(
         "benchmark": "plain decoding beside transformers' generate",
         "versions": versions,
         "model": bench.describe()?,
-        "threads": plan.threads, "alternations": plan.rounds,
+        "threads": plan.threads, "alternations": rounds,
         "prompts": PROMPTS.len(), "new_tokens_each": NEW_TOKENS,
         "ours": {"tokens_per_second": rounded(medians[0], 2), "all": round(&speeds[0])},
         "transformers": {"tokens_per_second": rounded(medians[1], 2), "all": round(&speeds[1])},

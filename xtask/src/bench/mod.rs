@@ -2,12 +2,18 @@
 
 pub(crate) mod answers;
 pub(crate) mod conversation;
+mod data;
 mod decoding;
+mod job;
 mod memory;
 pub(crate) mod peers;
+mod plan;
 pub(crate) mod results;
 pub(crate) mod statistics;
+mod steps;
 mod training;
+mod turns;
+mod verdicts;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,6 +25,8 @@ use crate::process;
 use crate::reproduce::build_release;
 use crate::setup;
 use crate::workspace::Workspace;
+
+use plan::Plan;
 
 /// Options of `cargo xtask bench`.
 #[derive(Args)]
@@ -33,16 +41,27 @@ pub(crate) struct BenchArguments {
     /// quick`, or one trained for it]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Turns of each side, alternately
-    #[arg(long, default_value_t = 9)]
-    rounds: usize,
+    /// Turns of each side, alternately [default: 9, fewer of heavy rows; 5 of `data`]
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// With `steps` and --peer pytorch: only the rows whose name contains one of these texts, such as
+    /// `50M` or `1M/32768/n4`; written below the build folder unless --out is given
+    #[arg(long, value_name = "TEXT,…", value_delimiter = ',')]
+    rows: Vec<String>,
+    /// With `steps` and --peer pytorch: the light rows, three turns each; written below the build
+    /// folder unless --out is given
+    #[arg(long)]
+    quick: bool,
+    /// With --peer pytorch: leave out `torch.compile`, which needs a C++ compiler and minutes
+    #[arg(long)]
+    no_compile: bool,
     /// Threads of each side [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
     /// Measure the binaries that were built last, as they are
     #[arg(long)]
     no_build: bool,
-    /// With --peer: the file to write [default: docs/results/bench-PEER.json]
+    /// The file to write [default: docs/results/bench-NAME.json; `layers` writes none]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -50,10 +69,14 @@ pub(crate) struct BenchArguments {
 /// What can be measured of ours alone.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Measurement {
-    /// Peak memory of a training step with 8 heads against 1, at a vocabulary of 32,768
+    /// Peak memory of a training step: n = 4 and 8 against 1, n = 8 against the naive way
     Memory,
-    /// Times of kernels, gradients and decoding, by Criterion
+    /// Times of kernels, gradients, steps, batches and decoding, by Criterion
     Layers,
+    /// Training steps: n = 4 against 1, grouped heads against sequential, bfloat16 against float32
+    Steps,
+    /// Tokens a second from a warm shard
+    Data,
 }
 
 /// Software to compare with.
@@ -61,40 +84,69 @@ enum Measurement {
 enum Peer {
     /// `generate` of transformers, on the same model folder
     Transformers,
-    /// A plain PyTorch training loop, from the same weights on the same batches
+    /// A plain PyTorch training loop, eager and compiled, from the same weights on the same batches
     Pytorch,
 }
 
-/// How a comparison is run.
-struct Plan {
-    rounds: usize,
-    threads: usize,
-    out: PathBuf,
+impl BenchArguments {
+    /// What is run, as files are named after it; `layers` has no file.
+    fn name(&self) -> Result<&'static str> {
+        Ok(match (self.what, self.peer) {
+            (Some(Measurement::Memory), _) => "memory",
+            (Some(Measurement::Layers), _) => "layers",
+            (Some(Measurement::Steps), _) => "steps",
+            (Some(Measurement::Data), _) => "data",
+            (None, Some(Peer::Transformers)) => "transformers",
+            (None, Some(Peer::Pytorch)) => "pytorch",
+            (None, None) => bail!(
+                "say what to measure: `memory`, `layers`, `steps`, `data`, `--peer transformers` or \
+                 `--peer pytorch`"
+            ),
+        })
+    }
+
+    /// Refuses options that what is run has no use for.
+    fn check(&self, name: &str) -> Result<()> {
+        if let Some(rounds @ 0..=2) = self.rounds {
+            bail!("--rounds {rounds}: a median needs at least 3");
+        }
+        if self.model.is_some() && name != "transformers" {
+            bail!("--model goes with --peer transformers only");
+        }
+        if (self.quick || !self.rows.is_empty()) && !["pytorch", "steps"].contains(&name) {
+            bail!("--rows and --quick go with `steps` and --peer pytorch only");
+        }
+        if self.no_compile && name != "pytorch" {
+            bail!("--no-compile goes with --peer pytorch only");
+        }
+        Ok(())
+    }
+
+    /// How the comparison of this name is run. Some of its rows do not take the place of all.
+    fn plan(&self, name: &str, workspace: &Workspace) -> Plan {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let file = match self.quick || !self.rows.is_empty() {
+            true => workspace.target().join(format!("peers/bench-{name}-part.json")),
+            false => workspace.root().join(format!("docs/results/bench-{name}.json")),
+        };
+        Plan {
+            rounds: self.rounds,
+            threads: self.threads.unwrap_or(cores).max(1),
+            out: self.out.clone().unwrap_or(file),
+            rows: self.rows.clone(),
+            quick: self.quick,
+            compiled: !self.no_compile,
+        }
+    }
 }
 
 /// Runs `cargo xtask bench`.
 pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode> {
-    if arguments.what.is_none() && arguments.peer.is_none() {
-        bail!("say what to measure: `memory`, `layers`, `--peer transformers` or `--peer pytorch`");
-    }
-    if arguments.rounds < 3 {
-        bail!("--rounds {}: a median needs at least 3", arguments.rounds);
-    }
-    if arguments.model.is_some() && arguments.peer != Some(Peer::Transformers) {
-        bail!("--model goes with --peer transformers only");
-    }
+    let name = arguments.name()?;
+    arguments.check(name)?;
     let libtorch = setup::ensure(workspace)?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = arguments.threads.unwrap_or(cores).max(1);
-    let plan = |name: &str| Plan {
-        rounds: arguments.rounds,
-        threads,
-        out: arguments
-            .out
-            .clone()
-            .unwrap_or_else(|| workspace.root().join(format!("docs/results/bench-{name}.json"))),
-    };
-    if arguments.what == Some(Measurement::Layers) {
+    let plan = arguments.plan(name, workspace);
+    if name == "layers" {
         let mut bench = process::cargo();
         bench.current_dir(workspace.root()).args(["bench", "--package", "foretoken-benches"]);
         libtorch.apply(&mut bench);
@@ -102,19 +154,18 @@ pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<E
         return Ok(ExitCode::SUCCESS);
     }
     if !arguments.no_build {
-        let package = match arguments.peer {
-            Some(Peer::Transformers) => "foretoken-cli",
-            None | Some(Peer::Pytorch) => "foretoken-benches",
-        };
+        let transformers = name == "transformers";
+        let package = if transformers { "foretoken-cli" } else { "foretoken-benches" };
         build_release(workspace, package, &libtorch)?;
     }
-    let passed = match arguments.peer {
-        None => memory::run(workspace, &libtorch, threads)?,
-        Some(Peer::Transformers) => {
-            let model = arguments.model.as_deref();
-            decoding::run(workspace, &libtorch, model, &plan("transformers"))?
+    let passed = match (arguments.what, arguments.peer) {
+        (Some(Measurement::Steps), _) => steps::run(workspace, &libtorch, &plan)?,
+        (Some(Measurement::Data), _) => data::run(workspace, &libtorch, &plan)?,
+        (_, Some(Peer::Transformers)) => {
+            decoding::run(workspace, &libtorch, arguments.model.as_deref(), &plan)?
         }
-        Some(Peer::Pytorch) => training::run(workspace, &libtorch, &plan("pytorch"))?,
+        (_, Some(Peer::Pytorch)) => training::run(workspace, &libtorch, &plan)?,
+        _ => memory::run(workspace, &libtorch, &plan)?,
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -13,6 +13,8 @@ use crate::workspace::Workspace;
 pub(crate) struct Peers {
     scripts: PathBuf,
     python: PathBuf,
+    /// Where `torch.compile` keeps what it compiled.
+    inductor: PathBuf,
 }
 
 impl Peers {
@@ -23,11 +25,12 @@ impl Peers {
         let wanted = fs::read_to_string(&requirements)
             .with_context(|| format!("cannot read {}", requirements.display()))?;
         let environment = workspace.target().join("peers/venv");
+        let inductor = workspace.target().join("peers/inductor");
         let python = environment.join("bin/python");
         let stamp = environment.join("installed.txt");
         if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) && python.is_file()
         {
-            return Ok(Self { scripts, python });
+            return Ok(Self { scripts, python, inductor });
         }
         eprintln!(
             "making a Python environment in {}: pip downloads several GB (PyTorch comes with NVIDIA's \
@@ -50,7 +53,7 @@ impl Peers {
             "the peers could not be installed: check the network and the disk, then try again",
         )?;
         fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
-        Ok(Self { scripts, python })
+        Ok(Self { scripts, python, inductor })
     }
 
     /// A command that runs one of the scripts.
@@ -58,6 +61,7 @@ impl Peers {
         let mut command = Command::new(&self.python);
         // The peers have a libtorch of their own.
         command.arg(self.scripts.join(name)).env_remove("LD_LIBRARY_PATH").env_remove("LIBTORCH");
+        command.env("TORCHINDUCTOR_CACHE_DIR", &self.inductor);
         command
     }
 }

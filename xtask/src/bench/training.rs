@@ -1,212 +1,323 @@
-//! Training steps of ours and of plain PyTorch, from the same weights on the same batches.
+//! Training steps of ours, of plain PyTorch and of `torch.compile`, from the same weights on the
+//! same batches.
 
-use std::process::Command;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Map, Value, json};
 
-use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
-
-use super::Plan;
-use super::conversation::Conversation;
+use super::job::Job;
 use super::peers::Peers;
-use super::results::{self, has_bfloat16_products};
-use super::statistics::{median, rounded};
-use crate::process;
-use crate::reproduce::release_binary;
+use super::plan::{Plan, Row, pytorch_rows};
+use super::results;
+use super::statistics::{geometric_mean, rounded, with_commas};
+use super::turns::{Ratio, Side, take_turns, warm_up};
+use super::verdicts::Verdicts;
 use crate::setup::Libtorch;
 use crate::workspace::Workspace;
 
 /// What a next-token loss may differ by.
 const LOSS_TOLERANCE: f64 = 0.02;
-/// The least that our steps per second may be of PyTorch's.
+/// The least that our steps per second may be of PyTorch's in any row.
 const LEAST_RATIO: f64 = 0.97;
-/// How long one turn should take.
-const TURN_SECONDS: f64 = 1.0;
+/// What they are to be where the logits are most of a step.
+const LEAST_RATIO_OF_LOGITS: f64 = 1.15;
 
-/// A network to train; vocabulary 264, sequences of 256.
-struct Size {
-    name: &'static str,
-    layers: usize,
-    dim: usize,
-    attention_heads: usize,
-    ffn: usize,
+/// What a row showed.
+struct Outcome {
+    id: String,
+    logits_dominate: bool,
+    ratio: f64,
+    compiled: Option<f64>,
+    loss_difference: f64,
+    json: Value,
 }
-
-const SIZES: [Size; 3] = [
-    Size { name: "0.3M", layers: 6, dim: 64, attention_heads: 2, ffn: 172 },
-    Size { name: "1.2M", layers: 6, dim: 128, attention_heads: 4, ffn: 344 },
-    Size { name: "9.9M", layers: 8, dim: 320, attention_heads: 5, ffn: 864 },
-];
 
 /// Runs the comparison; whether every bar was passed.
 pub(crate) fn run(workspace: &Workspace, libtorch: &Libtorch, plan: &Plan) -> Result<bool> {
-    ensure!(plan.rounds >= 7, "--rounds {}: this comparison takes at least 7", plan.rounds);
-    let peers = Peers::ensure(workspace)?;
-    let mut rows = Vec::new();
-    let mut passed = true;
-    for optimizer in ["adamw", "muon"] {
-        for heads in [1, 4] {
-            for size in &SIZES {
-                let job = Job { workspace, libtorch, size, optimizer, heads };
-                let (row, good) = job.compare(&peers, plan)?;
-                passed &= good;
-                rows.push(row);
-            }
-        }
+    let wanted = |row: &Row| plan.wants(&row.id()) && plan.light_enough(row.load);
+    let rows: Vec<Row> = pytorch_rows().into_iter().filter(wanted).collect();
+    if rows.is_empty() {
+        let names: Vec<String> = pytorch_rows().iter().map(Row::id).collect();
+        bail!("no row has such a name; there are {}", names.join(", "));
     }
+    let peers = Peers::ensure(workspace)?;
+    let bench = Bench { job: Job::new(workspace, libtorch, "job"), peers, plan };
+    println!(
+        "training steps a second, {} threads; ratios are medians (and quartiles) of paired turns",
+        plan.threads
+    );
+    let outcomes: Vec<Outcome> = rows.iter().map(|row| bench.row(row)).collect::<Result<_>>()?;
+    let verdicts = judge(&outcomes);
+    println!();
+    let passed = verdicts.print();
+    say_where_compiled_is_faster(&outcomes);
+    let rows: Vec<Value> = outcomes.into_iter().map(|outcome| outcome.json).collect();
     let results = json!({
-        "benchmark": "training steps beside plain PyTorch (eager)",
+        "benchmark": "training steps beside plain PyTorch (eager) and torch.compile",
         "threads": plan.threads,
-        "alternations": plan.rounds,
-        "bars": {"least_ratio": LEAST_RATIO, "loss_tolerance": LOSS_TOLERANCE},
+        "bars": {
+            "least_ratio": LEAST_RATIO, "loss_tolerance": LOSS_TOLERANCE,
+            "least_ratio_of_logits": LEAST_RATIO_OF_LOGITS, "least_mean_ratio": 1.0,
+        },
+        "bound": "seconds = flops / flops_per_second + orthogonalise_seconds + update_bytes / \
+                  bytes_per_second; most_ratio = PyTorch's seconds a step / seconds",
+        "verdicts": verdicts.to_json(),
         "rows": rows,
     });
     results::write(workspace, &plan.out, results)?;
     Ok(passed)
 }
 
-struct Job<'a> {
-    workspace: &'a Workspace,
-    libtorch: &'a Libtorch,
-    size: &'a Size,
-    optimizer: &'a str,
-    heads: usize,
+fn judge(outcomes: &[Outcome]) -> Verdicts {
+    let mut verdicts = Verdicts::default();
+    let of = |wanted: &dyn Fn(&Outcome) -> bool| -> Vec<(String, f64)> {
+        let chosen = outcomes.iter().filter(|outcome| wanted(outcome));
+        chosen.map(|outcome| (outcome.id.clone(), outcome.ratio)).collect()
+    };
+    verdicts.each_at_least("ratio to PyTorch eager", LEAST_RATIO, &of(&|_| true));
+    let what = "ratio to PyTorch eager where the logits dominate";
+    verdicts.each_at_least(what, LEAST_RATIO_OF_LOGITS, &of(&|outcome| outcome.logits_dominate));
+    let ratios: Vec<f64> = outcomes.iter().map(|outcome| outcome.ratio).collect();
+    let mean = geometric_mean(&ratios);
+    verdicts.add(
+        "geometric mean of the ratios to PyTorch eager above 1",
+        format!("{mean:.3} over {} rows", ratios.len()),
+        mean > 1.0,
+    );
+    let losses: Vec<(String, f64)> =
+        outcomes.iter().map(|outcome| (outcome.id.clone(), outcome.loss_difference)).collect();
+    verdicts.each_at_most("difference of the losses", LOSS_TOLERANCE, &losses);
+    verdicts
 }
 
-impl Job<'_> {
-    fn compare(&self, peers: &Peers, plan: &Plan) -> Result<(Value, bool)> {
-        let folder = self.workspace.target().join("peers/job");
-        // A first, short job says how many steps make a turn.
-        self.prepare(&folder, 200)?;
-        let turn = {
-            let (mut ours, _) = Conversation::start(&mut self.ours(&folder, plan.threads))?;
-            seconds(&ours.ask("steps 5")?)?;
-            (TURN_SECONDS / (seconds(&ours.ask("steps 10")?)? / 10.0)).clamp(3.0, 400.0) as usize
-        };
-        self.prepare(&folder, turn * (plan.rounds + 1))?;
-        let (mut ours, greeting) = Conversation::start(&mut self.ours(&folder, plan.threads))?;
-        let mut theirs = peers.script("pytorch_train.py");
-        theirs.arg("--job").arg(&folder).args(["--threads", &plan.threads.to_string()]);
-        let (mut theirs, their_greeting) = Conversation::start(&mut theirs)?;
-        ensure!(
-            greeting["parameters"] == their_greeting["parameters"],
-            "the networks differ in size"
-        );
-        let mut sides = [Side::default(), Side::default()];
-        for round in 0..=plan.rounds {
-            for turn_of in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
-                let speaker = if turn_of == 0 { &mut ours } else { &mut theirs };
-                let answer = speaker.ask(&format!("steps {turn}"))?;
-                // Round 0 warms up.
-                sides[turn_of].take(&answer, turn, round > 0)?;
-            }
+/// `torch.compile` is no bar, but where it is ahead of us is said.
+fn say_where_compiled_is_faster(outcomes: &[Outcome]) {
+    let all: Vec<f64> = outcomes.iter().filter_map(|outcome| outcome.compiled).collect();
+    if all.is_empty() {
+        println!("torch.compile took no part");
+        return;
+    }
+    let behind: Vec<String> = outcomes
+        .iter()
+        .filter_map(|outcome| Some((&outcome.id, outcome.compiled.filter(|&ratio| ratio < 1.0)?)))
+        .map(|(id, ratio)| format!("{ratio:.3} at {id}"))
+        .collect();
+    let (mean, rows) = (geometric_mean(&all), all.len());
+    println!("ratio to torch.compile: geometric mean {mean:.3} over {rows} rows");
+    match behind.is_empty() {
+        true => println!("  at least 1 in each"),
+        false => println!(
+            "  under 1: {}; docs/benchmarks.md says what would close it",
+            behind.join(", ")
+        ),
+    }
+}
+
+struct Bench<'a> {
+    job: Job<'a>,
+    peers: Peers,
+    plan: &'a Plan,
+}
+
+impl Bench<'_> {
+    fn row(&self, row: &Row) -> Result<Outcome> {
+        let (turn, rounds) = (row.load.turn, self.plan.rounds(row.load));
+        let steps = warm_up(turn) + turn * rounds;
+        self.job.prepare(row, steps)?;
+        let mut sides =
+            vec![Side::start(self.job.ours(self.plan.threads))?, Side::start(self.theirs(false))?];
+        if self.plan.compiled {
+            sides.push(Side::start(self.theirs(true))?.optional());
         }
-        for (side, speaker) in sides.iter_mut().zip([&mut ours, &mut theirs]) {
-            let answer = speaker.ask("evaluate")?;
-            side.held_out = answer["losses"][0].as_f64().context("no held-out loss")?;
+        for side in &sides {
+            ensure!(
+                side.greeting["parameters"] == sides[0].greeting["parameters"],
+                "{}: the networks differ in size",
+                row.id()
+            );
         }
-        Ok(self.judge(&sides, &greeting, turn * (plan.rounds + 1)))
+        take_turns(&mut sides, turn, rounds)?;
+        for side in &mut sides {
+            side.evaluate()?;
+        }
+        let bound = sides[0].ask("bound")?.context("our side gave no bound")?;
+        Measured { row, steps, sides: &sides, bound }.outcome()
     }
 
-    fn judge(&self, [ours, theirs]: &[Side; 2], greeting: &Value, steps: usize) -> (Value, bool) {
-        let speeds = [median(&ours.speeds), median(&theirs.speeds)];
-        let ratio = speeds[0] / speeds[1];
-        let difference = (ours.held_out - theirs.held_out).abs() / theirs.held_out;
-        let good = ratio >= LEAST_RATIO && difference <= LOSS_TOLERANCE;
-        println!(
-            "{:>5} parameters, {:>5}, n = {}: {:8.2} steps/s, PyTorch {:8.2}, ratio {ratio:.2}; loss after \
-             {steps} steps {:.4}, PyTorch {:.4}{}",
-            self.size.name,
-            self.optimizer,
-            self.heads,
-            speeds[0],
-            speeds[1],
-            ours.held_out,
-            theirs.held_out,
-            if good { "" } else { "  ← misses the bar" }
-        );
-        let side = |side: &Side, speed: f64| {
-            json!({
-                "steps_per_second": rounded(speed, 3),
-                "all": side.speeds.iter().map(|&speed| rounded(speed, 3)).collect::<Vec<_>>(),
-                "first_loss": side.first_loss,
-                "held_out_loss": side.held_out,
-            })
+    fn theirs(&self, compiled: bool) -> std::process::Command {
+        let mut command = self.peers.script("pytorch_train.py");
+        command.arg("--job").arg(self.job.folder());
+        command.args(["--threads", &self.plan.threads.to_string()]);
+        if compiled {
+            command.arg("--compile");
+        }
+        command
+    }
+}
+
+/// A row whose sides are through.
+struct Measured<'a> {
+    row: &'a Row,
+    steps: usize,
+    /// Ours, PyTorch, and `torch.compile` where it takes part.
+    sides: &'a [Side],
+    bound: Value,
+}
+
+impl Measured<'_> {
+    fn outcome(&self) -> Result<Outcome> {
+        let [ours, eager] = [&self.sides[0], &self.sides[1]];
+        let ratio = Ratio::of(ours, eager).context("PyTorch's side has no turns")?;
+        let compiled = self.sides.get(2);
+        let compiled_ratio = compiled.and_then(|side| Ratio::of(ours, side));
+        let loss_difference = self.loss_difference()?;
+        let bound = self.bound()?;
+        self.print(&ratio, compiled_ratio.as_ref(), loss_difference, &bound)?;
+        let mut json = self.describe()?;
+        let (median, spread) = ratio.figures();
+        json.extend(entries(json!({
+            "ours": ours.to_json(), "pytorch": eager.to_json(),
+            "ratio": median, "ratio_quartiles": spread,
+        })));
+        if let Some(side) = compiled {
+            json.extend(entries(json!({ "pytorch_compiled": side.to_json() })));
+        }
+        if let Some((median, spread)) = compiled_ratio.as_ref().map(Ratio::figures) {
+            json.extend(entries(json!({
+                "ratio_to_compiled": median, "ratio_to_compiled_quartiles": spread,
+            })));
+        }
+        json.extend(entries(json!({
+            "loss_difference": rounded(loss_difference, 5), "bound": bound.json,
+        })));
+        Ok(Outcome {
+            id: self.row.id(),
+            logits_dominate: self.row.logits_dominate(),
+            ratio: ratio.median(),
+            compiled: compiled_ratio.map(|ratio| ratio.median()),
+            loss_difference,
+            json: Value::Object(json),
+        })
+    }
+
+    /// The largest share that a peer's held-out loss differs from ours by.
+    fn loss_difference(&self) -> Result<f64> {
+        let ours = self.sides[0].held_out.context("our side gave no held-out loss")?;
+        let theirs = self.sides[1..].iter().filter_map(|side| side.held_out);
+        Ok(theirs.map(|loss| (ours - loss).abs() / loss).fold(0.0, f64::max))
+    }
+
+    /// What the row is, with its real counts.
+    fn describe(&self) -> Result<Map<String, Value>> {
+        let (row, size) = (self.row, self.row.load.size);
+        let greeting = &self.sides[0].greeting;
+        let flops = self.sides[0].figure("flops_per_step")?;
+        Ok(entries(json!({
+            "name": row.id(), "optimizer": row.optimizer, "heads": row.heads,
+            "layers": size.layers, "dim": size.dim, "ffn": size.ffn,
+            "vocab": greeting["vocab"],
+            "parameters": greeting["parameters"],
+            "non_embedding_parameters": greeting["non_embedding_parameters"],
+            "tokens_per_step": greeting["tokens_per_step"],
+            "flops_per_step": flops,
+            "steps": self.steps, "steps_per_turn": row.load.turn,
+        })))
+    }
+
+    fn bound(&self) -> Result<LeastTime> {
+        let figure = |name: &str| {
+            let value = self.bound[name].as_f64();
+            value.with_context(|| format!("no {name} in the bound {}", self.bound))
         };
-        let row = json!({
-            "name": self.size.name, "optimizer": self.optimizer, "heads": self.heads,
-            "layers": self.size.layers, "dim": self.size.dim, "ffn": self.size.ffn,
-            "parameters": greeting["parameters"], "tokens_per_step": greeting["tokens_per_step"],
-            "steps": steps,
-            "ours": side(ours, speeds[0]), "pytorch": side(theirs, speeds[1]),
-            "ratio": rounded(ratio, 3), "loss_difference": rounded(difference, 5),
+        let seconds = figure("seconds")?;
+        let most_ratio = 1.0 / self.sides[1].speed() / seconds;
+        let reached = seconds * self.sides[0].speed();
+        let (products, traffic) = (figure("product_seconds")?, figure("traffic_seconds")?);
+        let json = json!({
+            "flops": figure("flops")?,
+            "flops_per_second": figure("flops_per_second")?.round(),
+            "orthogonalise_seconds": rounded(figure("orthogonalise_seconds")?, 6),
+            "update_bytes": figure("update_bytes")?,
+            "bytes_per_second": figure("bytes_per_second")?.round(),
+            "seconds": rounded(seconds, 6),
+            "most_ratio": rounded(most_ratio, 3), "ours_reaches": rounded(reached, 3),
         });
-        (row, good)
+        Ok(LeastTime { products, traffic, most_ratio, reached, json })
     }
 
-    fn prepare(&self, folder: &std::path::Path, steps: usize) -> Result<()> {
-        let size = self.size;
-        let precision = if has_bfloat16_products() { "bfloat16" } else { "float32" };
-        let sets = [
-            format!("model.layers={}", size.layers),
-            format!("model.dim={}", size.dim),
-            format!("model.attention_heads={}", size.attention_heads),
-            format!("model.ffn={}", size.ffn),
-            format!("heads.count={}", self.heads),
-            format!("optimizer.type={}", self.optimizer),
-            format!("optimizer.muon_precision={precision}"),
-            format!("train.steps={steps}"),
-        ];
-        let mut command = self.binary();
-        command
-            .arg("prepare")
-            .arg("--recipe")
-            .arg(self.workspace.root().join("benches/peers/training.toml"));
-        command.arg("--corpus").arg(self.workspace.python_code());
-        command
-            .arg("--shards")
-            .arg(self.workspace.target().join("peers/shards"))
-            .arg("--job")
-            .arg(folder);
-        for set in &sets {
-            command.args(["--set", set]);
+    fn print(
+        &self,
+        ratio: &Ratio,
+        compiled_ratio: Option<&Ratio>,
+        loss_difference: f64,
+        bound: &LeastTime,
+    ) -> Result<()> {
+        let [ours, eager] = [&self.sides[0], &self.sides[1]];
+        let count = |name: &str| Ok::<_, anyhow::Error>(with_commas(ours.figure(name)? as u64));
+        println!(
+            "\n{}: {} parameters and embeddings for {} tokens, {} tokens a step",
+            self.row.id(),
+            count("non_embedding_parameters")?,
+            count("vocab")?,
+            count("tokens_per_step")?,
+        );
+        let below = |ratio: f64, bar: f64| if ratio < bar { "  ← misses the bar" } else { "" };
+        println!(
+            "  ours {:.3}, PyTorch eager {:.3}: ratio {}{}",
+            ours.speed(),
+            eager.speed(),
+            ratio.line(),
+            below(ratio.median(), LEAST_RATIO)
+        );
+        match (self.sides.get(2), compiled_ratio) {
+            (Some(side), Some(ratio)) => {
+                println!("  torch.compile {:.3}: ratio {}", side.speed(), ratio.line());
+            }
+            (Some(Side { failed: Some(why), .. }), _) => {
+                println!("  torch.compile failed: {why}");
+            }
+            _ => {}
         }
-        process::run(&mut command)
-    }
-
-    fn ours(&self, folder: &std::path::Path, threads: usize) -> Command {
-        let mut command = self.binary();
-        command.arg("serve").arg("--job").arg(folder).args(["--threads", &threads.to_string()]);
-        command
-    }
-
-    fn binary(&self) -> Command {
-        let mut command = Command::new(release_binary(self.workspace, "train_steps"));
-        self.libtorch.apply(&mut command);
-        command
-    }
-}
-
-/// What one side measured.
-#[derive(Default)]
-struct Side {
-    /// Steps per second of each turn.
-    speeds: Vec<f64>,
-    first_loss: Option<f64>,
-    held_out: f64,
-}
-
-impl Side {
-    fn take(&mut self, answer: &Value, steps: usize, counts: bool) -> Result<()> {
-        if self.first_loss.is_none() {
-            self.first_loss = answer["losses"][0].as_f64();
+        println!(
+            "  bound: products {:.1} ms + update's traffic {:.1} ms a step, at most {:.2} times \
+             eager's speed, {:.0}% of it reached",
+            1e3 * bound.products,
+            1e3 * bound.traffic,
+            bound.most_ratio,
+            100.0 * bound.reached
+        );
+        if self.row.logits_dominate() {
+            println!(
+                "  the logits dominate: bar {LEAST_RATIO_OF_LOGITS}{}",
+                below(ratio.median(), LEAST_RATIO_OF_LOGITS)
+            );
         }
-        if counts {
-            self.speeds.push(steps as f64 / seconds(answer)?);
-        }
+        println!(
+            "  loss after {} steps {:.4}, PyTorch {:.4}{}",
+            self.steps,
+            ours.held_out.unwrap_or(f64::NAN),
+            eager.held_out.unwrap_or(f64::NAN),
+            if loss_difference > LOSS_TOLERANCE { "  ← differs" } else { "" }
+        );
         Ok(())
     }
 }
 
-fn seconds(answer: &Value) -> Result<f64> {
-    answer["seconds"].as_f64().with_context(|| format!("no time in the answer {answer}"))
+/// The least time that a step takes on this machine, and what follows from it.
+struct LeastTime {
+    /// Seconds in products of matrices.
+    products: f64,
+    /// Seconds in which the update moves weights, gradients and optimiser state.
+    traffic: f64,
+    /// How many times as fast as PyTorch a step could be.
+    most_ratio: f64,
+    /// Our share of the fastest possible.
+    reached: f64,
+    json: Value,
+}
+
+fn entries(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
 }

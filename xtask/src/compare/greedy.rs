@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::sides::{Ours, Theirs};
 use super::{Check, Plan};
+use crate::bench::answers::Answer;
 
 /// How far below the peer's best logit the tokens of both sides may lie where they part. Two sums
 /// of the same float32 products in another order come that close.
@@ -14,13 +15,8 @@ const NEAR_TIE: f64 = 4e-3;
 pub(super) fn check(ours: &Ours<'_>, theirs: &mut Theirs, plan: &Plan) -> Result<Check> {
     let mine = ours.generate(&plan.prompts, plan.tokens)?;
     let others = theirs.generate(&plan.prompts, plan.tokens)?;
-    let mut parted = Vec::new();
-    for (index, prompt) in plan.prompts.iter().enumerate() {
-        let (mine, other) = (&mine[index].tokens, &others[index].tokens);
-        if let Some(step) = first_difference(mine, other) {
-            parted.push(Parting::find(theirs, index, prompt, step, [mine, other])?);
-        }
-    }
+    let prompts: Vec<(usize, &str)> = plan.some(plan.prompts.len()).collect();
+    let parted = partings(theirs, &prompts, [&mine, &others])?;
     let mismatches = parted.iter().filter(|parting| !parting.is_near_tie()).count();
     let mut summary = vec![format!(
         "greedy tokens: {} of {} prompts the same over {} tokens, {} near ties, {mismatches} \
@@ -32,7 +28,6 @@ pub(super) fn check(ours: &Ours<'_>, theirs: &mut Theirs, plan: &Plan) -> Result
     )];
     summary.extend(parted.iter().map(|parting| format!("  {}", parting.line())));
     Ok(Check {
-        name: "greedy",
         passed: mismatches == 0,
         summary: summary.join("\n"),
         figures: json!({
@@ -44,6 +39,22 @@ pub(super) fn check(ours: &Ours<'_>, theirs: &mut Theirs, plan: &Plan) -> Result
     })
 }
 
+/// Where our continuations of some prompts, given with their places, part from the peer's.
+pub(super) fn partings(
+    theirs: &mut Theirs,
+    prompts: &[(usize, &str)],
+    [mine, others]: [&[Answer]; 2],
+) -> Result<Vec<Parting>> {
+    let mut parted = Vec::new();
+    for (&(place, prompt), (mine, other)) in prompts.iter().zip(mine.iter().zip(others)) {
+        if let Some(step) = first_difference(&mine.tokens, &other.tokens) {
+            let tokens = [&mine.tokens[..], &other.tokens];
+            parted.push(Parting::find(theirs, place, prompt, step, tokens)?);
+        }
+    }
+    Ok(parted)
+}
+
 /// The step at which two texts part; one that ends early parts there.
 fn first_difference(left: &[u64], right: &[u64]) -> Option<usize> {
     let common = left.iter().zip(right).take_while(|(left, right)| left == right).count();
@@ -51,7 +62,7 @@ fn first_difference(left: &[u64], right: &[u64]) -> Option<usize> {
 }
 
 /// Where the sides went apart.
-struct Parting {
+pub(super) struct Parting {
     prompt: usize,
     step: usize,
     /// Our token there and the peer's, while there is one.
@@ -84,11 +95,11 @@ impl Parting {
         Ok(Self { prompt, step, next, gap, gap_of_two_best })
     }
 
-    fn is_near_tie(&self) -> bool {
+    pub(super) fn is_near_tie(&self) -> bool {
         self.gap.is_some_and(|gap| gap <= NEAR_TIE)
     }
 
-    fn line(&self) -> String {
+    pub(super) fn line(&self) -> String {
         let token = |token: Option<u64>| token.map_or("the end".to_owned(), |id| id.to_string());
         let number = |gap: Option<f64>| gap.map_or("none".to_owned(), |gap| format!("{gap:.2e}"));
         format!(
@@ -103,7 +114,7 @@ impl Parting {
         )
     }
 
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         json!({
             "prompt": self.prompt, "step": self.step,
             "ours": self.next[0], "transformers": self.next[1],

@@ -33,7 +33,6 @@ pub(super) fn check(ours: &Ours<'_>, theirs: &mut Theirs, _plan: &Plan) -> Resul
     let seconds = median(&seconds);
     let share = (peak - empty) / weights;
     Ok(Check {
-        name: "loading",
         passed: seconds < MOST_SECONDS && share <= MOST_WEIGHTS,
         summary: format!(
             "loading and one token: {seconds:.2} s (bar: under {MOST_SECONDS}); {:.0} MB at most, \

@@ -5,22 +5,18 @@ use serde_json::json;
 
 use super::sides::{Ours, Theirs, text};
 use super::{Check, Plan};
-use crate::process;
 
 /// The most that a logit may differ by.
-const MOST_DIFFERENCE: f64 = 2e-3;
+pub(super) const MOST_DIFFERENCE: f64 = 2e-3;
 const PROMPTS: usize = 3;
 
 /// Holds `foretoken logits` against the peer's forward pass.
 pub(super) fn check(ours: &Ours<'_>, theirs: &mut Theirs, plan: &Plan) -> Result<Check> {
     let file = ours.file("logits.safetensors")?;
-    let apart = (plan.prompts.len() / PROMPTS).max(1);
     let mut rows = Vec::new();
     let mut largest: f64 = 0.0;
-    for (index, prompt) in plan.prompts.iter().enumerate().step_by(apart).take(PROMPTS) {
-        let mut command = ours.foretoken("logits");
-        command.args(["--prompt", prompt]).arg("--out").arg(&file);
-        process::stdout(&mut command)?;
+    for (index, prompt) in plan.some(PROMPTS) {
+        ours.logits(prompt, &file)?;
         let request = json!({"do": "logits", "prompt": prompt, "file": text(&file)?});
         let answer = theirs.ask(&request)?;
         // It says null of other tokens, another shape and of what is not a number.
@@ -31,7 +27,6 @@ pub(super) fn check(ours: &Ours<'_>, theirs: &mut Theirs, plan: &Plan) -> Result
         }));
     }
     Ok(Check {
-        name: "logits",
         passed: largest <= MOST_DIFFERENCE,
         summary: format!(
             "logits: largest difference {largest:.2e} over {} prompts (bar: {MOST_DIFFERENCE})",

@@ -1,5 +1,13 @@
 //! What both sides continue, where no other prompts are asked for.
 
+/// What the prompts are, for the results.
+pub(super) fn named(held_back: bool) -> &'static str {
+    match held_back {
+        true => "HumanEval's problems and pieces of the corpus' code, drawn by the seed",
+        false => "the list in xtask/src/compare/prompts.rs",
+    }
+}
+
 /// Code, prose, chats by the model's marks, other languages, numbers, and odd ends.
 pub(super) const FIXED: [&str; 40] = [
     "def fibonacci(n):\n    \"\"\"Returns the n-th Fibonacci number.\"\"\"\n",

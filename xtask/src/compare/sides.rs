@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::scratch::Scratch;
 use crate::bench::answers::{self, Answer};
 use crate::bench::conversation::Conversation;
 use crate::bench::peers::Peers;
@@ -48,6 +49,30 @@ impl Ours<'_> {
         let folder = self.workspace.target().join("peers/compare");
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         Ok(folder.join(name))
+    }
+
+    /// A folder for a check's large files, empty and gone with the value.
+    pub(super) fn scratch(&self, name: &str) -> Result<Scratch> {
+        Scratch::new(self.file(name)?)
+    }
+
+    /// Writes every head's logits of a prompt.
+    pub(super) fn logits(&self, prompt: &str, file: &Path) -> Result<()> {
+        let mut command = self.foretoken("logits");
+        command.args(["--prompt", prompt]).arg("--out").arg(file);
+        process::stdout(&mut command).map(drop)
+    }
+
+    /// Writes the model as a model folder.
+    pub(super) fn import(&self, folder: &Path) -> Result<()> {
+        process::stdout(self.foretoken("import").arg("--out").arg(folder)).map(drop)
+    }
+
+    /// Writes the model in a format of other software.
+    pub(super) fn export(&self, format: &str, out: &Path) -> Result<()> {
+        let mut command = self.foretoken("export");
+        command.args(["--format", format]).arg("--out").arg(out);
+        process::stdout(&mut command).map(drop)
     }
 
     /// Plain greedy decoding of every prompt.

@@ -14,8 +14,7 @@ const PROMPTS: usize = 4;
 
 /// Decodes a few prompts on both sides alternately, after a turn each to warm up.
 pub(super) fn check(ours: &Ours<'_>, theirs: &mut Theirs, plan: &Plan) -> Result<Check> {
-    let apart = (plan.prompts.len() / PROMPTS).max(1);
-    let prompts: Vec<String> = plan.prompts.iter().step_by(apart).take(PROMPTS).cloned().collect();
+    let prompts: Vec<String> = plan.some(PROMPTS).map(|(_, prompt)| prompt.to_owned()).collect();
     let mut speeds = [Vec::new(), Vec::new()];
     for round in 0..=plan.rounds {
         for side in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
@@ -36,7 +35,6 @@ pub(super) fn check(ours: &Ours<'_>, theirs: &mut Theirs, plan: &Plan) -> Result
         json!({"tokens_per_second": rounded(speed, 2), "all": all})
     };
     Ok(Check {
-        name: "speed",
         passed: ratio >= LEAST_RATIO,
         summary: format!(
             "plain decoding: {mine:.1} tokens/s, transformers {other:.1}, ratio {ratio:.2} (bar: \

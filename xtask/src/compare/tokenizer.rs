@@ -43,7 +43,6 @@ pub(super) fn check(ours: &Ours<'_>, theirs: &mut Theirs, plan: &Plan) -> Result
         examples.push(json!({"text": text, "ours": mine, "transformers": other}));
     }
     Ok(Check {
-        name: "tokenizer",
         passed: differing.is_empty(),
         summary: summary.join("\n"),
         figures: json!({

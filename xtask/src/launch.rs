@@ -1,0 +1,140 @@
+//! `cargo xtask launch`: several processes of one training on this machine.
+
+use std::ffi::OsString;
+use std::net::TcpListener;
+use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::process;
+use crate::reproduce::{build_release, foretoken};
+use crate::setup;
+use crate::workspace::Workspace;
+
+/// Once a process has failed, the others have so long to notice and to end by themselves.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Options of `cargo xtask launch`.
+#[derive(Args)]
+pub(crate) struct LaunchArguments {
+    /// How many processes; each is told its rank and where to meet as torchrun would tell it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    processes: u16,
+    /// The program and its arguments after `--`; `foretoken` is this workspace's, built first
+    #[arg(last = true, required = true, value_name = "PROGRAM ARGUMENTS")]
+    command: Vec<OsString>,
+}
+
+/// Runs `cargo xtask launch`: 0 where every process ended well.
+pub(crate) fn run(workspace: &Workspace, arguments: &LaunchArguments) -> Result<ExitCode> {
+    let (program, rest) = arguments.command.split_first().context("no program was named")?;
+    let own = program == "foretoken";
+    let libtorch = setup::ensure(workspace)?;
+    if own {
+        build_release(workspace, "foretoken-cli", &libtorch)?;
+    }
+    // Ctrl-C reaches every process of the terminal: the training saves and ends, and we wait.
+    ctrlc::set_handler(|| {}).context("cannot wait for Ctrl-C")?;
+    let (size, port) = (usize::from(arguments.processes), free_port()?);
+    let threads = thread::available_parallelism().map_or(1, |cores| (cores.get() / size).max(1));
+    let mut children = Children(Vec::new());
+    for rank in 0..size {
+        let mut command = if own { foretoken(workspace, &libtorch) } else { Command::new(program) };
+        command.args(rest);
+        for (name, value) in [
+            ("RANK", rank),
+            ("LOCAL_RANK", rank),
+            ("WORLD_SIZE", size),
+            ("LOCAL_WORLD_SIZE", size),
+            ("MASTER_PORT", usize::from(port)),
+        ] {
+            command.env(name, value.to_string());
+        }
+        command.env("MASTER_ADDR", "127.0.0.1").env_remove("TORCHELASTIC_USE_AGENT_STORE");
+        if std::env::var_os("OMP_NUM_THREADS").is_none() {
+            command.env("OMP_NUM_THREADS", threads.to_string());
+        }
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start `{}`", process::line(&command)))?;
+        children.0.push(Some(child));
+    }
+    children.wait()
+}
+
+/// A port that nobody listens at now.
+fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).context("no port is free on 127.0.0.1")?;
+    Ok(listener.local_addr()?.port())
+}
+
+/// The processes that still run, by rank; those that do when it is dropped are ended.
+struct Children(Vec<Option<Child>>);
+
+impl Children {
+    /// Waits for all; once one has failed, the others have [`GRACE`].
+    fn wait(mut self) -> Result<ExitCode> {
+        let mut failed: Option<(usize, ExitStatus, Instant)> = None;
+        loop {
+            let mut running = Vec::new();
+            for (rank, slot) in self.0.iter_mut().enumerate() {
+                let Some(child) = slot else { continue };
+                match child.try_wait().context("cannot wait for a process")? {
+                    None => running.push(rank),
+                    Some(status) => {
+                        *slot = None;
+                        if !status.success() && failed.is_none() {
+                            failed = Some((rank, status, Instant::now()));
+                        }
+                    }
+                }
+            }
+            match failed {
+                _ if running.is_empty() => break,
+                Some((rank, status, since)) if since.elapsed() > GRACE => {
+                    bail!("rank {rank} failed ({status}) and ranks {running:?} did not end: ended");
+                }
+                _ => thread::sleep(Duration::from_millis(50)),
+            }
+        }
+        match failed {
+            None => Ok(ExitCode::SUCCESS),
+            Some((rank, status, _)) => bail!("rank {rank} failed first ({status})"),
+        }
+    }
+}
+
+impl Drop for Children {
+    fn drop(&mut self) {
+        for child in self.0.iter_mut().flatten() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(scripts: &[&str]) -> Children {
+        let child = |script: &&str| Some(Command::new("sh").args(["-c", script]).spawn().unwrap());
+        Children(scripts.iter().map(child).collect())
+    }
+
+    #[test]
+    fn all_have_to_end_well_and_the_first_that_did_not_is_named() {
+        assert!(start(&["exit 0", "sleep 0.1"]).wait().is_ok());
+        let error = start(&["sleep 0.3", "exit 3", "sleep 0.3; exit 4"]).wait().unwrap_err();
+        assert!(error.to_string().starts_with("rank 1 failed first"), "{error}");
+    }
+
+    #[test]
+    fn a_free_port_can_be_listened_at() {
+        let port = free_port().unwrap();
+        TcpListener::bind(("127.0.0.1", port)).unwrap();
+    }
+}
