@@ -6,6 +6,14 @@ pub enum Error {
     /// There is nothing to go on from.
     #[error("the prompt is empty: give at least one token")]
     EmptyPrompt,
+    /// Rows of text that are all prompt.
+    #[error("a prompt of {prompt} tokens leaves nothing to write of rows of {columns}")]
+    NothingToWrite {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens of a row.
+        columns: usize,
+    },
     /// A prompt that the model has no positions for.
     #[error(
         "the prompt has {tokens} tokens, but the model's context is {context}: shorten the prompt"

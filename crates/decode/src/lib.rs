@@ -57,4 +57,4 @@ pub use decoder::{Decoder, OnTokens};
 pub use error::{Error, Result};
 pub use generation::{Generation, StoppedBy};
 pub use options::{DecoderOptions, Decoding, DraftPrecision, GenerateOptions, Sampling};
-pub use rows::write_rows;
+pub use rows::{WrittenRows, write_rows};

@@ -45,9 +45,15 @@ proptest! {
         let flat: Vec<i64> = texts.concat();
         let rows = Tensor::from_slice(&flat).view([texts.len() as i64, 40]);
         let written = write_rows(&model, &rows, prompt).unwrap();
+        let read = written.tokens.narrow(1, 0, 39);
+        let hidden = model.hidden(&read).unwrap();
+        let state = model.head_hidden(0, &hidden).unwrap();
+        for (ours, whole) in [(&written.trunk_output, hidden), (&written.final_hidden, state)] {
+            prop_assert!((ours - whole).abs().max().double_value(&[]) < 1e-9);
+        }
         let mut decoder = Decoder::new(&model).unwrap();
         for (row, text) in (0..).zip(&texts) {
-            let written = Vec::<i64>::try_from(written.get(row)).unwrap();
+            let written = Vec::<i64>::try_from(written.tokens.get(row)).unwrap();
             prop_assert_eq!(&written[..prompt], &text[..prompt]);
             let start: Vec<u32> = text[..prompt].iter().map(|&token| token as u32).collect();
             let options = GenerateOptions {
@@ -71,5 +77,5 @@ fn no_prompt_and_too_long_a_row_are_refused() {
     let rows = |columns: i64| Tensor::zeros([2, columns], (Kind::Int64, Device::Cpu));
     assert!(write_rows(&model, &rows(20), 0).unwrap_err().to_string().contains("empty"));
     assert!(write_rows(&model, &rows(61), 4).unwrap_err().to_string().contains("60"));
-    assert_eq!(write_rows(&model, &rows(5), 9).unwrap(), rows(5));
+    assert!(write_rows(&model, &rows(5), 5).unwrap_err().to_string().contains('5'));
 }

@@ -10,12 +10,14 @@ use tch::{Kind, Tensor};
 
 use crate::Error;
 use crate::config::TrainConfig;
-use crate::written::WrittenText;
+use crate::written::{Read, WrittenText};
 
+const TOKENS: &str = "tokens";
 const TRUNK_OUTPUT: &str = "trunk_output";
 const FINAL_HIDDEN: &str = "final_hidden";
 
-/// A file for each batch, in bfloat16: a trunk's pass costs far more than reading them again.
+/// A file for each batch, its states in bfloat16: a trunk's pass costs far more than reading them
+/// again.
 #[derive(Debug)]
 pub(crate) struct StateCache {
     /// None where each batch is seen once.
@@ -27,7 +29,7 @@ pub(crate) struct StateCache {
 impl StateCache {
     /// Keeps what it computes in `folder`, unless each batch is seen once.
     pub(crate) fn new(config: &TrainConfig, folder: PathBuf) -> Result<Self, Error> {
-        let written = WrittenText::new(&config.data, config.train.batch, &folder);
+        let written = WrittenText::new(&config.data, config.train.batch);
         let rounds = config.data.batches > 0 && config.train.steps > config.data.batches;
         if !rounds && written.is_none() {
             return Ok(Self { folder: None, written: None });
@@ -37,46 +39,39 @@ impl StateCache {
         Ok(Self { folder: Some(folder), written })
     }
 
-    /// The tokens of batch `index`, by the model itself where the recipe wants it; `corpus` reads
-    /// those of the corpus.
-    pub(crate) fn tokens(
+    /// The tokens of batch `index` and the states of `model` for them. `corpus` reads the tokens of the
+    /// corpus; the model goes on with them in its own words where the recipe wants it.
+    pub(crate) fn batch(
         &self,
         model: &MultiTokenModel,
         index: u64,
         corpus: &impl Fn(u64) -> Result<Tensor, Error>,
-    ) -> Result<Tensor, Error> {
-        match &self.written {
-            Some(written) => written.tokens(model, index, corpus),
-            None => corpus(index),
-        }
-    }
-
-    /// The states of batch `index`, whose tokens are `tokens`.
-    pub(crate) fn states(
-        &self,
-        model: &MultiTokenModel,
-        tokens: &Tensor,
-        index: u64,
-    ) -> Result<FrozenStates, Error> {
-        let Some(folder) = &self.folder else { return Ok(FrozenTrunkLoss::states(model, tokens)?) };
-        let path = folder.join(format!("batch-{index}.safetensors"));
-        if let Some(states) = read(&path, model) {
-            return Ok(states);
-        }
-        let states = FrozenTrunkLoss::states(model, tokens)?;
-        // What is used is what the file gives back, so that the first round is like the others,
-        // and a run that goes on like one that was never interrupted.
-        let round = |state: &Tensor| state.f_to_kind(Kind::BFloat16);
-        let states = FrozenStates {
-            trunk_output: round(&states.trunk_output)?,
-            final_hidden: round(&states.final_hidden)?,
+    ) -> Result<Read, Error> {
+        let Some(folder) = &self.folder else {
+            let tokens = corpus(index)?;
+            let states = FrozenTrunkLoss::states(model, &tokens)?;
+            return Ok((tokens, states));
         };
-        let tensors = [
-            (TRUNK_OUTPUT.to_owned(), states.trunk_output.shallow_clone()),
-            (FINAL_HIDDEN.to_owned(), states.final_hidden.shallow_clone()),
-        ];
-        write_safetensors(&path, &tensors)?;
-        Ok(states)
+        if let Some(batch) = read(&path(folder, index), model) {
+            return Ok(batch);
+        }
+        let written = self.written.as_ref().filter(|written| written.is_written(index));
+        let batches = if let Some(written) = written {
+            written.write(model, index, corpus)?
+        } else {
+            let tokens = corpus(index)?;
+            let states = FrozenTrunkLoss::states(model, &tokens)?;
+            vec![(index, (tokens, states))]
+        };
+        let mut wanted = None;
+        for (place, batch) in batches {
+            let kept = keep(&path(folder, place), batch)?;
+            if place == index {
+                wanted = Some(kept);
+            }
+        }
+        // A batch is of its own group.
+        wanted.ok_or_else(|| Error::Torch(format!("batch {index} was not written")))
     }
 
     /// Removes the files: they take much room, and only this training has a use for them.
@@ -89,15 +84,41 @@ impl StateCache {
     }
 }
 
+fn path(folder: &Path, index: u64) -> PathBuf {
+    folder.join(format!("batch-{index}.safetensors"))
+}
+
+/// Writes a batch. What is used is what the file gives back, so that the first round is like the
+/// others, and a run that goes on like one that was never interrupted.
+fn keep(path: &Path, (tokens, states): Read) -> Result<Read, Error> {
+    let round = |state: &Tensor| state.f_to_kind(Kind::BFloat16)?.f_contiguous();
+    let states = FrozenStates {
+        trunk_output: round(&states.trunk_output)?,
+        final_hidden: round(&states.final_hidden)?,
+    };
+    let tokens = tokens.f_contiguous()?;
+    let tensors = [
+        (TOKENS.to_owned(), tokens.shallow_clone()),
+        (TRUNK_OUTPUT.to_owned(), states.trunk_output.shallow_clone()),
+        (FINAL_HIDDEN.to_owned(), states.final_hidden.shallow_clone()),
+    ];
+    write_safetensors(path, &tensors)?;
+    Ok((tokens, states))
+}
+
 /// A file that is there and whole; one that is not is made again.
-fn read(path: &Path, model: &MultiTokenModel) -> Option<FrozenStates> {
+fn read(path: &Path, model: &MultiTokenModel) -> Option<Read> {
     if !path.exists() {
         return None;
     }
     let mut tensors = read_safetensors(path).ok()?;
     let mut take = |wanted: &str| {
         let at = tensors.iter().position(|(name, _)| name == wanted)?;
-        tensors.swap_remove(at).1.f_to_device(model.device()).ok()
+        Some(tensors.swap_remove(at).1)
     };
-    Some(FrozenStates { trunk_output: take(TRUNK_OUTPUT)?, final_hidden: take(FINAL_HIDDEN)? })
+    let tokens = take(TOKENS)?;
+    let mut state = |wanted: &str| take(wanted)?.f_to_device(model.device()).ok();
+    let states =
+        FrozenStates { trunk_output: state(TRUNK_OUTPUT)?, final_hidden: state(FINAL_HIDDEN)? };
+    Some((tokens, states))
 }

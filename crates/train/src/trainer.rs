@@ -131,8 +131,7 @@ impl Trainer {
             Objective::Together(loss) => self.backward(loss, &tokens)?,
             Objective::Alone(loss, cache) => {
                 let corpus = |index| tensor(&self.batches.batch(index)?);
-                let tokens = cache.tokens(self.computing(), index, &corpus)?;
-                let states = cache.states(self.computing(), &tokens, index)?;
+                let (tokens, states) = cache.batch(self.computing(), index, &corpus)?;
                 loss.backward(self.computing(), &tokens, &states)?.to_vec()?
             }
         };
