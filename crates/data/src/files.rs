@@ -60,6 +60,14 @@ pub(crate) fn sha256_of(path: &Path) -> Result<[u8; 32]> {
     Ok(hash.finalize().into())
 }
 
+/// SHA-256 of a file in hexadecimal.
+///
+/// # Errors
+/// When the file cannot be read; it is named.
+pub fn file_sha256(path: &Path) -> Result<String> {
+    Ok(hex(&sha256_of(path)?))
+}
+
 /// Bytes in hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;

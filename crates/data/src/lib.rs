@@ -77,6 +77,7 @@ mod writer;
 
 pub use batches::{Batches, SamplerOptions, TokenBatch};
 pub use error::{Error, Result};
+pub use files::file_sha256;
 pub use filters::{Count, DropReason, FilterCounts};
 pub use manifest::{Manifest, SourceInfo, SplitInfo, Splits};
 pub use mixture::Mixture;

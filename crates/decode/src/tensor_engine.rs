@@ -73,19 +73,15 @@ impl<'m> TensorEngine<'m> {
     fn pass(&mut self, tokens: &[u32]) -> Result<()> {
         let ids = self.ids(tokens)?;
         self.hidden = self.model.trunk().forward(&ids, Some(&mut self.trunk))?;
-        let stock = self.head(0)?;
+        let stock = self.head(0, None)?;
         self.stock = self.model.normed(&stock)?;
         Ok(())
     }
 
-    /// A head's output for the rows that are there.
-    fn head(&mut self, index: usize) -> Result<Tensor> {
+    /// A head's output for the rows that are there; `next`: the embeddings of the tokens after them.
+    fn head(&mut self, index: usize, next: Option<&Tensor>) -> Result<Tensor> {
         let head = self.model.head(index)?;
-        let next = match head.reads_next() {
-            true => Some(self.model.embedded(&self.next)?),
-            false => None,
-        };
-        let context = HeadContext { rotary: &self.model.trunk().rotary, next: next.as_ref() };
+        let context = HeadContext { rotary: &self.model.trunk().rotary, next };
         let input = match head.tap() {
             Tap::TrunkOutput => &self.hidden,
             Tap::FinalHidden => &self.stock,
@@ -99,9 +95,13 @@ impl<'m> TensorEngine<'m> {
             let outputs = stacked.forward(&self.hidden, &self.model)?;
             return Ok(self.model.normed(&outputs.f_narrow(0, 0, heads as i64)?)?);
         }
+        let next = match self.model.heads().iter().any(|head| head.reads_next()) {
+            true => Some(self.model.embedded(&self.next)?),
+            false => None,
+        };
         let mut rows = Vec::with_capacity(heads);
         for index in 1..=heads {
-            let row = self.head(index)?.f_select(1, -1)?;
+            let row = self.head(index, next.as_ref())?.f_select(1, -1)?;
             rows.push(match self.model.head(index)?.tap() {
                 Tap::TrunkOutput => self.model.normed(&row)?,
                 Tap::FinalHidden => row,

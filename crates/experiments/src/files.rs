@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Context;
+pub(crate) use foretoken_data::file_sha256;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
@@ -44,16 +45,6 @@ pub(crate) fn fingerprint(parts: &[&str]) -> String {
     hex(&hash.finalize())
 }
 
-/// A hash of a file's content.
-pub(crate) fn file_hash(path: &Path) -> anyhow::Result<String> {
-    let read = || {
-        let mut hash = Sha256::new();
-        std::io::copy(&mut std::fs::File::open(path)?, &mut hash)?;
-        std::io::Result::Ok(hex(&hash.finalize()))
-    };
-    read().with_context(|| format!("cannot read {}", path.display()))
-}
-
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
@@ -88,8 +79,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("abc");
         std::fs::write(&path, "abc").unwrap();
-        assert!(file_hash(&path).unwrap().starts_with("ba7816bf8f01cfea"));
-        assert!(file_hash(&folder.path().join("none")).is_err());
+        assert!(file_sha256(&path).unwrap().starts_with("ba7816bf8f01cfea"));
+        assert!(file_sha256(&folder.path().join("none")).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde_json::to_value;
 use crate::clock::Clock;
 use crate::corpus::{Prepared, corpus_for, other_corpus, set_up_place};
 use crate::curves::loss_curve;
-use crate::files::{cache, cached, file_hash, fingerprint};
+use crate::files::{cache, cached, file_sha256, fingerprint};
 use crate::machine::{device_name, machine};
 use crate::measure::{Measured, Texts, check, measure};
 use crate::problems::prompts;
@@ -192,7 +192,7 @@ impl<'r> Run<'r> {
             MEASUREMENTS,
             &job.folder.weights()?,
             &self.corpus.manifest.sha256,
-            &file_hash(&self.published.prompts)?,
+            &file_sha256(&self.published.prompts)?,
             &plan,
             self.other.map_or("", |other| &other.manifest.sha256),
             device_name(self.options.device),
@@ -247,7 +247,7 @@ impl<'r> Run<'r> {
             "The model is {file} (sha256 {}), dequantised to float32; only heads 2 to {} (type {}) \
              were trained, on {} batches gone round in, towards {}. Plain decoding is the published \
              model's own.",
-            file_hash(&self.published.file)?,
+            file_sha256(&self.published.file)?,
             heads.count,
             heads.kind,
             job.config.data.batches,

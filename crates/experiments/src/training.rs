@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Clock;
 use crate::corpus::Prepared;
 use crate::curves::last_step;
-use crate::files::{cache, cached, file_hash, fingerprint, write_atomically};
+use crate::files::{cache, cached, file_sha256, fingerprint, write_atomically};
 use crate::machine::device_name;
 use crate::measure::Stopped;
 use crate::say::progress;
@@ -52,9 +52,9 @@ impl ModelFolder {
     /// A hash of the finished model's weights.
     pub(crate) fn weights(&self) -> anyhow::Result<String> {
         let heads = self.model().join("heads.safetensors");
-        let first = file_hash(&self.model().join("model.safetensors"))?;
+        let first = file_sha256(&self.model().join("model.safetensors"))?;
         // The baseline has no further heads.
-        let rest = if heads.exists() { file_hash(&heads)? } else { String::new() };
+        let rest = if heads.exists() { file_sha256(&heads)? } else { String::new() };
         Ok(first + &rest)
     }
 

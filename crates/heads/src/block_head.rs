@@ -47,9 +47,7 @@ impl Head for BlockHead {
     }
 
     fn cache(&self, batch: i64, capacity: i64) -> Result<Option<KvCache>> {
-        let (shape, weight) = (self.block.attention, &self.block.qkv_proj);
-        let (kind, device) = (weight.kind(), weight.device());
-        Ok(Some(KvCache::new(batch, shape.kv_heads, capacity, shape.head_dim, kind, device)?))
+        Ok(Some(self.block.cache(batch, capacity)?))
     }
 
     /// The stock layer's weights.

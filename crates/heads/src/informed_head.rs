@@ -1,9 +1,9 @@
 //! A transformer layer that is told the token which head 0 has chosen.
 
 use crate::{Error, Head, HeadContext, Informed, Result, Tap};
-use foretoken_kernels::{KvCache, linear, rms_norm};
+use foretoken_kernels::{KvCache, accumulator, linear, rms_norm};
 use foretoken_trunk::{Architecture, Block, Initialiser, Parameter, Role};
-use tch::{Kind, Tensor, no_grad};
+use tch::{Tensor, no_grad};
 
 /// A [`BlockHead`](crate::BlockHead) over the trunk output and the next token.
 ///
@@ -37,7 +37,7 @@ impl InformedHead {
     /// The block's input for `hidden` and the embeddings `next`, both `[batch, seq, dim]`.
     fn input(&self, hidden: &Tensor, next: &Tensor) -> Result<Tensor> {
         let (kind, eps) = (hidden.kind(), self.block.norm_eps);
-        let wide = if kind == Kind::Double { Kind::Double } else { Kind::Float };
+        let wide = accumulator(kind);
         let ones = Tensor::f_ones([next.size3()?.2], (next.kind(), next.device()))?;
         let told = linear(&rms_norm(next, &ones, eps)?, &self.token_proj)?.f_to_kind(wide)?;
         let hidden = hidden.f_to_kind(wide)?;
@@ -78,9 +78,7 @@ impl Head for InformedHead {
     }
 
     fn cache(&self, batch: i64, capacity: i64) -> Result<Option<KvCache>> {
-        let (shape, weight) = (self.block.attention, &self.block.qkv_proj);
-        let (kind, device) = (weight.kind(), weight.device());
-        Ok(Some(KvCache::new(batch, shape.kv_heads, capacity, shape.head_dim, kind, device)?))
+        Ok(Some(self.block.cache(batch, capacity)?))
     }
 
     /// The stock layer's weights, and nothing yet of the token.

@@ -18,7 +18,7 @@ pub(crate) fn half_on_cpu(tensor: &Tensor) -> bool {
 }
 
 /// The format that sums over numbers of `kind` are kept in: float64, else float32.
-pub(crate) fn accumulator(kind: Kind) -> Kind {
+pub fn accumulator(kind: Kind) -> Kind {
     if kind == Kind::Double { Kind::Double } else { Kind::Float }
 }
 

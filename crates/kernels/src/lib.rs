@@ -47,6 +47,7 @@ mod swiglu;
 pub use attention::{
     AttentionShape, cached_attention, causal_attention, causal_attention_reference,
 };
+pub use buffers::accumulator;
 pub use cache::KvCache;
 pub use cross_entropy::{
     CrossEntropy, CrossEntropyOptions, IGNORED, linear_cross_entropy,

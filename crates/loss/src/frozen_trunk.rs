@@ -100,11 +100,15 @@ impl FrozenTrunkLoss {
         let vocabulary = model.draft_vocabulary();
         let unembedding =
             vocabulary.map_or(model.unembedding(), |vocabulary| vocabulary.unembedding()).detach();
-        let next = tokens.f_to_device(model.device())?.f_narrow(1, 1, seq)?;
+        let next = match model.heads().iter().any(|head| head.reads_next()) {
+            true => {
+                Some(model.embedded(&tokens.f_to_device(model.device())?.f_narrow(1, 1, seq)?)?)
+            }
+            false => None,
+        };
         let mut losses = Vec::with_capacity(model.heads().len());
         for index in 1..model.heads().len() {
             let head = model.head(index)?;
-            let next = head.reads_next().then(|| model.embedded(&next)).transpose()?;
             let context = HeadContext { rotary: &model.trunk().rotary, next: next.as_ref() };
             let hidden = match head.tap() {
                 Tap::TrunkOutput => model.normed(&head.forward(&trunk_output, context, None)?)?,

@@ -1,12 +1,11 @@
 //! The checksums of a checkpoint, as `sha256sum` writes and checks them.
 
 use std::fmt::Write;
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::path::Path;
 
+use foretoken_data::file_sha256;
 use foretoken_trunk::io::write_atomically;
-use sha2::{Digest, Sha256};
 
 use crate::Error;
 
@@ -23,7 +22,7 @@ pub(crate) fn write(folder: &Path) -> Result<(), Error> {
     names.sort();
     let mut lines = String::new();
     for name in names.iter().filter(|name| name.as_str() != CHECKSUMS) {
-        let sum = sum(&folder.join(name))?;
+        let sum = file_sha256(&folder.join(name))?;
         let _ = writeln!(lines, "{sum}  {name}");
     }
     Ok(write_atomically(&folder.join(CHECKSUMS), lines.as_bytes())?)
@@ -46,7 +45,7 @@ pub(crate) fn verify(folder: &Path) -> Result<(), Error> {
             return Err(damaged(&list, "a name is not that of a file in the folder"));
         }
         let path = folder.join(name);
-        if sum(&path)? != expected {
+        if file_sha256(&path)? != expected {
             return Err(damaged(&path, "its SHA-256 is not the one that was written with it"));
         }
     }
@@ -54,14 +53,6 @@ pub(crate) fn verify(folder: &Path) -> Result<(), Error> {
         true => Err(damaged(&list, "it is empty")),
         false => Ok(()),
     }
-}
-
-fn sum(path: &Path) -> Result<String, Error> {
-    let failed = |source| Error::Read { path: path.to_owned(), source };
-    let mut hash = Sha256::new();
-    let mut file = File::open(path).map_err(failed)?;
-    io::copy(&mut file, &mut hash).map_err(failed)?;
-    Ok(format!("{:x}", hash.finalize()))
 }
 
 #[cfg(test)]

@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use foretoken_heads::{HeadsConfig, ModelConfig};
+use foretoken_loss::HeadTargets;
 use foretoken_trunk::Architecture;
 use serde::{Deserialize, Serialize};
+use tch::Kind;
 
 use crate::Error;
 use crate::loss_section::LossSection;
@@ -161,6 +163,15 @@ pub enum TargetKind {
     Model,
     /// The text's own tokens.
     Text,
+}
+
+impl From<TargetKind> for HeadTargets {
+    fn from(targets: TargetKind) -> Self {
+        match targets {
+            TargetKind::Model => Self::Model,
+            TargetKind::Text => Self::Text,
+        }
+    }
 }
 
 /// `[data]`: the text.
@@ -320,6 +331,25 @@ pub enum Precision {
     Bfloat16,
     /// 64 bits, for checks.
     Float64,
+}
+
+impl Precision {
+    /// The number format of the weights that learn.
+    pub(crate) fn weights(self) -> Kind {
+        match self {
+            Self::Float64 => Kind::Double,
+            Self::Float32 | Self::Bfloat16 => Kind::Float,
+        }
+    }
+
+    /// The number format of the products; where it is not that of the weights, the model computes
+    /// with rounded copies.
+    pub(crate) fn products(self) -> Kind {
+        match self {
+            Self::Bfloat16 => Kind::BFloat16,
+            Self::Float32 | Self::Float64 => self.weights(),
+        }
+    }
 }
 
 /// `[train]`: length, batch and bookkeeping.

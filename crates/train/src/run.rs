@@ -19,7 +19,7 @@ use crate::progress::Progress;
 use crate::recipe::require;
 use crate::start::Start;
 use crate::tensorboard::EventFile;
-use crate::trainer::{Trainer, kind};
+use crate::trainer::Trainer;
 use crate::usage::Meter;
 use crate::watch::Watch;
 use crate::{Error, peak_memory_bytes, recipe};
@@ -178,14 +178,20 @@ impl Setup<'_> {
     /// The model before the first step.
     fn model(&self) -> Result<MultiTokenModel, Error> {
         let (registry, device) = (&self.options.registry, self.options.device);
-        self.start.model(self.config, &self.corpus.train, registry, kind(self.config), device)
+        self.start.model(
+            self.config,
+            &self.corpus.train,
+            registry,
+            self.config.train.precision.weights(),
+            device,
+        )
     }
 
     fn together(&self, checkpoints: &Checkpoints, fresh: TrainingState) -> Result<Trainer, Error> {
         let (config, registry) = (self.config, &self.options.registry);
         let loaded = match self.options.resume {
             true => checkpoints.load(&fresh, |path| {
-                let (kind, device) = (kind(config), self.options.device);
+                let (kind, device) = (config.train.precision.weights(), self.options.device);
                 Ok(MultiTokenModel::load_with_registry(path, registry, kind, device)?)
             })?,
             false => None,

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use foretoken_data::{Batches, Prefetch, TokenBatch, TokenShard, Tokenizer};
 use foretoken_dist::ProcessGroup;
 use foretoken_heads::MultiTokenModel;
-use foretoken_loss::{FrozenTrunkLoss, HeadTargets, MultiTokenLoss};
-use tch::{Kind, Tensor};
+use foretoken_loss::{FrozenTrunkLoss, MultiTokenLoss};
+use tch::Tensor;
 
 use crate::checkpoint::{HEADS, TrainingState, save_model};
-use crate::config::{HeadTraining, Precision, TargetKind, TrainConfig};
+use crate::config::{HeadTraining, TrainConfig};
 use crate::corpus::{Corpus, sampler};
 use crate::recipe::require;
 use crate::states::StateCache;
@@ -64,9 +64,10 @@ impl Trainer {
         options: &TrainOptions,
     ) -> Result<Self, Error> {
         let (registry, group) = (&options.registry, options.group.as_ref());
-        let copy = match config.train.precision {
-            Precision::Bfloat16 => Some(model.in_kind(Kind::BFloat16, registry)?),
-            Precision::Float32 | Precision::Float64 => None,
+        let precision = config.train.precision;
+        let copy = match precision.products() {
+            same if same == precision.weights() => None,
+            fewer => Some(model.in_kind(fewer, registry)?),
         };
         let learned = |model: &MultiTokenModel| match config.heads.train {
             HeadTraining::Together => model.parameters(),
@@ -79,12 +80,8 @@ impl Trainer {
                 Objective::Together(loss.with_recompute(config.train.recompute))
             }
             HeadTraining::Alone => {
-                let targets = match config.heads.targets {
-                    TargetKind::Model => HeadTargets::Model,
-                    TargetKind::Text => HeadTargets::Text,
-                };
                 let cache = StateCache::new(config, out.join("states"))?;
-                Objective::Alone(FrozenTrunkLoss::new(targets), cache)
+                Objective::Alone(FrozenTrunkLoss::new(config.heads.targets.into()), cache)
             }
         };
         let mut optimizer = match &copy {
@@ -126,9 +123,8 @@ impl Trainer {
             Some(batch) => batch?,
             None => self.batches.batch(index)?,
         };
-        let (tokens, epoch) = (tensor(&batch)?, batch.epoch);
         let losses = match &self.objective {
-            Objective::Together(loss) => self.backward(loss, &tokens)?,
+            Objective::Together(loss) => self.backward(loss, &tensor(&batch)?)?,
             Objective::Alone(loss, cache) => {
                 let corpus = |index| tensor(&self.batches.batch(index)?);
                 let (tokens, states) = cache.batch(self.computing(), index, &corpus)?;
@@ -152,7 +148,7 @@ impl Trainer {
         Ok(StepMetrics {
             step: state.step,
             tokens: state.tokens,
-            epoch: epoch + round,
+            epoch: batch.epoch + round,
             losses,
             learning_rate: self.config.optimizer.learning_rate * factor,
             grad_norm: report.gradient_norm,
@@ -268,14 +264,6 @@ impl Trainer {
             }
         }
         Ok(sums)
-    }
-}
-
-/// The number format of the weights that learn; training in bfloat16 computes with rounded copies.
-pub(crate) fn kind(config: &TrainConfig) -> Kind {
-    match config.train.precision {
-        Precision::Float64 => Kind::Double,
-        Precision::Float32 | Precision::Bfloat16 => Kind::Float,
     }
 }
 

@@ -3,11 +3,8 @@
 use std::time::{Duration, Instant};
 
 use foretoken_heads::MultiTokenModel;
-use foretoken_loss::HeadTargets;
-use tch::Kind;
 
-use crate::config::{HeadTraining, Precision, TargetKind, TrainConfig};
-use crate::trainer::kind;
+use crate::config::{HeadTraining, TrainConfig};
 use crate::{StepFlops, StepMetrics, peak_memory_bytes, product_rate};
 
 /// Time between two looks at the memory, which cost a small model's step a part of its time.
@@ -41,11 +38,7 @@ impl Meter {
     /// For a training of `model` by `config`. Measures the machine, which takes it a fifth of a
     /// second.
     pub(crate) fn new(config: &TrainConfig, model: &MultiTokenModel) -> Self {
-        let kind = match config.train.precision {
-            Precision::Bfloat16 => Kind::BFloat16,
-            Precision::Float32 | Precision::Float64 => kind(config),
-        };
-        let peak = product_rate(kind, model.device());
+        let peak = product_rate(config.train.precision.products(), model.device());
         if let Err(error) = &peak {
             tracing::warn!("cannot measure what this machine can do: {error}");
         }
@@ -77,13 +70,11 @@ impl Meter {
 /// The operations of a step of this training.
 fn work(config: &TrainConfig, model: &MultiTokenModel) -> StepFlops {
     let (batch, sequence) = (config.train.batch, config.train.sequence);
-    let targets = match config.heads.targets {
-        TargetKind::Model => HeadTargets::Model,
-        TargetKind::Text => HeadTargets::Text,
-    };
     match config.heads.train {
         HeadTraining::Together => StepFlops::together(model, batch, sequence),
-        HeadTraining::Alone => StepFlops::alone(model, batch, sequence, targets),
+        HeadTraining::Alone => {
+            StepFlops::alone(model, batch, sequence, config.heads.targets.into())
+        }
     }
 }
 

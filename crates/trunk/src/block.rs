@@ -87,6 +87,16 @@ impl Block {
         Ok(linear_add(&gated, &self.down_proj, &x)?)
     }
 
+    /// An empty cache for `batch` sequences of up to `capacity` positions.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn cache(&self, batch: i64, capacity: i64) -> Result<KvCache> {
+        let (shape, weight) = (self.attention, &self.qkv_proj);
+        let (kind, device) = (weight.kind(), weight.device());
+        Ok(KvCache::new(batch, shape.kv_heads, capacity, shape.head_dim, kind, device)?)
+    }
+
     /// The same block: its tensors are this one's.
     #[must_use]
     pub fn share(&self) -> Self {

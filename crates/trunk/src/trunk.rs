@@ -77,15 +77,8 @@ impl Trunk {
     /// # Errors
     /// When the memory cannot be had.
     pub fn cache(&self, batch: i64, capacity: i64) -> Result<TrunkCache> {
-        let (kind, device) = (self.embed_tokens.kind(), self.embed_tokens.device());
-        let blocks = self
-            .blocks
-            .iter()
-            .map(|block| {
-                let shape = block.attention;
-                KvCache::new(batch, shape.kv_heads, capacity, shape.head_dim, kind, device)
-            })
-            .collect::<foretoken_kernels::Result<Vec<_>>>()?;
+        let blocks = self.blocks.iter().map(|block| block.cache(batch, capacity));
+        let blocks = blocks.collect::<Result<Vec<_>>>()?;
         Ok(TrunkCache { blocks })
     }
 
