@@ -42,9 +42,9 @@ pub(crate) fn run(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
 fn tensors(model: &MultiTokenModel, tokens: &[u32]) -> anyhow::Result<(Tensor, Tensor)> {
     let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
     let ids = Tensor::f_from_slice(&ids)?;
-    let hidden = model.hidden(&ids.f_unsqueeze(0)?)?;
-    let heads: Vec<Tensor> = (0..model.heads().len())
-        .map(|head| Ok(model.logits(head, &hidden)?.f_squeeze_dim(0)?.f_to_kind(Kind::Float)?))
+    let heads = model.text_logits(&ids.f_unsqueeze(0)?)?.into_iter();
+    let heads: Vec<Tensor> = heads
+        .map(|logits| Ok(logits.f_squeeze_dim(0)?.f_to_kind(Kind::Float)?))
         .collect::<anyhow::Result<_>>()?;
     Ok((ids, Tensor::f_stack(&heads, 0)?))
 }

@@ -10,6 +10,7 @@ use foretoken_kernels::cpu::{
 use foretoken_trunk::{Architecture, Block};
 use tch::{Device, Kind, Tensor};
 
+use crate::cpu_told::Told;
 use crate::engine::Engine;
 use crate::{DecoderOptions, DraftPrecision, Result};
 
@@ -32,8 +33,8 @@ fn useful_threads(model: &MultiTokenModel, most: usize) -> usize {
 }
 
 /// The engine for a model that it can run: one in float32 or float64, on the CPU, whose drafting
-/// heads are all blocks over the trunk's output, told the next token or not, or all matrices over
-/// the final hidden state.
+/// heads are all blocks over the trunk's output, told the tokens before their targets or not, or
+/// all matrices over the final hidden state.
 pub(crate) fn build(
     model: &MultiTokenModel,
     options: DecoderOptions,
@@ -144,6 +145,9 @@ struct Plan {
     /// Blocks of the trunk.
     trunk: usize,
     heads: usize,
+    /// Blocks of the trunk that what the drafting heads are told goes through; `None` where they are
+    /// told nothing.
+    told: Option<usize>,
     threads: usize,
     drafts: WeightFormat,
 }
@@ -159,6 +163,7 @@ impl Plan {
             shape,
             trunk: model.trunk().blocks.len(),
             heads: model.heads().len(),
+            told: model.told_blocks(),
             threads: options.threads.unwrap_or_else(|| {
                 useful_threads(model, usize::try_from(tch::get_num_threads()).unwrap_or(1))
             }),
@@ -255,8 +260,8 @@ struct CpuEngine<T> {
     weights: Vec<BlockWeights<T>>,
     /// The drafting heads, where they are no blocks.
     dense: Vec<DenseWeights<T>>,
-    /// By which the drafting heads are told the next token, where they are.
-    told: Vec<TokenWeights<T>>,
+    /// Where the drafting heads are told tokens.
+    told: Option<Told<T>>,
     caches: Vec<BlockCache<T>>,
     trunk: usize,
     unembedding: Unembedding<T>,
@@ -266,8 +271,8 @@ struct CpuEngine<T> {
     drafts: Vec<u32>,
     drafted: Vec<u32>,
     workspace: Workspace<T>,
-    /// The token after each row of the last pass, as head 0 or the text has it.
-    next: Vec<u32>,
+    /// Head 0's choice after each row of the last pass that went the whole way.
+    best: Vec<u32>,
     /// Rows of the last pass that are still there.
     rows: usize,
     /// Rows of the last pass that went the whole way and are still there.
@@ -309,30 +314,41 @@ impl<T: Weight> CpuEngine<T> {
         let drafts = drafts.map_or_else(Vec::new, |drafts| drafts.tokens);
 
         let mut weights = Vec::with_capacity(plan.trunk + heads);
-        let (mut dense, mut told) = (Vec::new(), Vec::new());
+        let mut dense = Vec::new();
+        let mut told = plan.told.map(|blocks| Told::new(blocks, shape.dim));
         for part in parts {
             match part.computes() {
                 Some(Computes::Block(block)) => {
-                    weights.push(pack::<T>(block, plan.format(weights.len()))?);
+                    let index = weights.len();
+                    if let Some(told) = &mut told
+                        && index < told.blocks
+                        && plan.drafts != WeightFormat::Full
+                    {
+                        told.trunk.push(pack::<T>(block, plan.drafts)?);
+                    }
+                    weights.push(pack::<T>(block, plan.format(index))?);
                 }
                 Some(Computes::Informed(head)) => {
                     weights.push(pack::<T>(head.block, plan.drafts)?);
-                    told.push(pack_token(head, plan)?);
+                    if let Some(told) = &mut told {
+                        told.heads.push(pack_token(head, plan)?);
+                    }
                 }
                 Some(Computes::Dense(head)) => dense.push(pack_dense(head, plan)?),
                 None => {}
             }
         }
         let room = Room {
-            rows: PREFILL_ROWS.max(*heads),
+            // Heads that are told tokens read the last rows of the pass before again.
+            rows: PREFILL_ROWS.max(*heads) + told.as_ref().map_or(0, |_| *heads),
             outputs: *heads,
             positions: sizes.context,
             threads: plan.threads,
         };
         let workspace = Workspace::new(shape, sizes.vocab, &sizes.rotary_frequencies(), room);
-        let workspace = match told.len() {
-            0 => workspace,
-            heads => workspace.with_tokens(heads),
+        let workspace = match told {
+            None => workspace,
+            Some(_) => workspace.with_tokens(1),
         };
         Ok(Self {
             embedding,
@@ -342,7 +358,7 @@ impl<T: Weight> CpuEngine<T> {
             trunk: plan.trunk,
             dense,
             told,
-            next: Vec::with_capacity(PREFILL_ROWS.max(*heads)),
+            best: Vec::with_capacity(*heads),
             unembedding: exact,
             drafting_unembedding: drafting,
             drafts,
@@ -359,22 +375,102 @@ impl<T: Weight> CpuEngine<T> {
             let row = self.workspace.input(r);
             embed(&self.embedding, &self.unembedding, self.dim, token, row);
         }
-        self.rows = tokens.len();
+        let rows = tokens.len();
+        self.rows = rows;
         self.outputs = outputs;
         let (trunk, heads) = self.weights.split_at(self.trunk);
         let (trunk_caches, head_caches) = self.caches.split_at_mut(self.trunk);
+        let early = self.told.as_ref().map_or(0, |told| told.blocks);
+        let (early_caches, trunk_caches) = trunk_caches.split_at_mut(early);
+        if let Some(told) = &mut self.told {
+            told.forget(early_caches.first().unwrap_or(&head_caches[0]).len(), heads.len());
+            self.workspace.run(Pass {
+                rows,
+                trunk: Blocks { weights: &trunk[..early], caches: early_caches },
+                heads: Blocks { weights: &[], caches: &mut [] },
+                outputs: 0,
+                unembedding: &self.unembedding,
+            });
+            (0..rows).for_each(|r| told.push_told(self.workspace.hidden(r)));
+        }
         let best = self.workspace.run(Pass {
-            rows: tokens.len(),
-            trunk: Blocks { weights: trunk, caches: trunk_caches },
+            rows,
+            trunk: Blocks { weights: &trunk[early..], caches: trunk_caches },
             heads: Blocks { weights: &heads[..1], caches: &mut head_caches[..1] },
             outputs,
             unembedding: &self.unembedding,
         });
-        self.next.clear();
-        self.next.extend(&tokens[tokens.len().min(1)..]);
-        self.next.truncate(tokens.len() - outputs);
-        self.next.extend(best);
-        best
+        self.best.clear();
+        self.best.extend(best);
+        if let Some(told) = &mut self.told {
+            (0..rows).for_each(|r| told.push_hidden(self.workspace.hidden(r)));
+        }
+        &self.best
+    }
+
+    /// Lets head `index`, which is told tokens, read all rows whose are known and it has not read
+    /// yet, the last of them the whole way where a draft is wanted.
+    fn tell(&mut self, index: usize, draft: bool) -> Option<u32> {
+        let told = self.told.as_ref()?;
+        let at = self.trunk + index;
+        let read = self.caches[at].len();
+        let rows = told.rows(read, index);
+        if rows == 0 {
+            return None;
+        }
+        for r in 0..rows {
+            self.workspace.input(r).copy_from_slice(told.hidden(read + r));
+            self.workspace.next_token(r).copy_from_slice(told.told(read + r + index));
+        }
+        let pass = Pass {
+            rows,
+            trunk: Blocks { weights: &[], caches: &mut [] },
+            heads: Blocks {
+                weights: std::slice::from_ref(&self.weights[at]),
+                caches: std::slice::from_mut(&mut self.caches[at]),
+            },
+            outputs: usize::from(draft),
+            unembedding: self.drafting_unembedding.as_ref().unwrap_or(&self.unembedding),
+        };
+        let heads = std::slice::from_ref(&told.heads[index - 1]);
+        self.workspace.run_told(pass, heads).first().copied()
+    }
+
+    /// Drafts one token after the other, each told to the heads behind.
+    fn draft_told(&mut self, heads: usize) -> &[u32] {
+        self.drafted.clear();
+        let known = self.caches[self.trunk].len();
+        let mut token = self.best.last().copied().unwrap_or(0);
+        for index in 1..=heads {
+            let Some(told) = &mut self.told else { break };
+            let row = self.workspace.input(0);
+            embed(&self.embedding, &self.unembedding, self.dim, token, row);
+            let weights = match told.trunk.is_empty() {
+                true => &self.weights[..told.blocks],
+                false => &told.trunk[..],
+            };
+            self.workspace.run(Pass {
+                rows: 1,
+                trunk: Blocks { weights, caches: &mut self.caches[..told.blocks] },
+                heads: Blocks { weights: &[], caches: &mut [] },
+                outputs: 0,
+                unembedding: &self.unembedding,
+            });
+            told.push_told(self.workspace.hidden(0));
+            let Some(best) = self.tell(index, true) else { break };
+            token = self.drafts.get(best as usize).copied().unwrap_or(best);
+            self.drafted.push(token);
+        }
+        // What was told of drafts is for this step alone; so are the rows that read it.
+        if let Some(told) = &mut self.told {
+            told.truncate(known);
+            let (trunk, drafting) = self.caches.split_at_mut(self.trunk + 1);
+            trunk[..told.blocks].iter_mut().for_each(|cache| cache.truncate(known));
+            for (cache, index) in drafting.iter_mut().zip(1..) {
+                cache.truncate(known.saturating_sub(index));
+            }
+        }
+        &self.drafted
     }
 
     /// Passes the trunk's output on to heads 1 to `heads`, its last `outputs` rows the whole way.
@@ -385,13 +481,6 @@ impl<T: Weight> CpuEngine<T> {
                 return &[];
             }
             return self.workspace.run_dense(self.outputs - 1, &self.dense[..heads], unembedding);
-        }
-        let told = &self.told[..heads.min(self.told.len())];
-        if !told.is_empty() {
-            for (r, &token) in self.next[..self.rows].iter().enumerate() {
-                let row = self.workspace.next_token(r);
-                embed(&self.embedding, &self.unembedding, self.dim, token, row);
-            }
         }
         let drafting = self.trunk + 1..self.trunk + 1 + heads;
         let pass = Pass {
@@ -404,7 +493,7 @@ impl<T: Weight> CpuEngine<T> {
             outputs,
             unembedding,
         };
-        self.workspace.run_told(pass, told)
+        self.workspace.run(pass)
     }
 }
 
@@ -461,16 +550,21 @@ fn pack<T: Weight>(block: &Block, format: WeightFormat) -> Result<BlockWeights<T
 impl<T: Weight> Engine for CpuEngine<T> {
     fn reset(&mut self) {
         self.caches.iter_mut().for_each(|cache| cache.truncate(0));
+        if let Some(told) = &mut self.told {
+            told.truncate(0);
+        }
     }
 
     fn prefill(&mut self, tokens: &[u32], drafting: usize) -> Result<u32> {
-        let chunk = self.workspace.most_rows();
+        let chunk = PREFILL_ROWS;
         let last = tokens.len().saturating_sub(1) / chunk * chunk;
         for start in (0..last).step_by(chunk) {
-            let (tokens, following) = (&tokens[start..start + chunk], tokens.get(start + chunk));
-            self.pass(tokens, 0);
-            if drafting > 0 {
-                self.next.extend(following);
+            self.pass(&tokens[start..start + chunk], 0);
+            if self.told.is_some() {
+                for index in 1..=drafting {
+                    self.tell(index, false);
+                }
+            } else if drafting > 0 {
                 self.heads(drafting, 0);
             }
         }
@@ -489,9 +583,16 @@ impl<T: Weight> Engine for CpuEngine<T> {
             cache.truncate(kept);
         }
         self.rows = rows;
+        self.best.truncate(rows);
+        if let Some(told) = &mut self.told {
+            told.truncate(kept);
+        }
     }
 
     fn draft(&mut self, heads: usize) -> Result<&[u32]> {
+        if self.told.is_some() {
+            return Ok(self.draft_told(heads));
+        }
         if self.drafts.is_empty() {
             return Ok(self.heads(heads, 1));
         }

@@ -40,6 +40,7 @@
 //! ```
 
 mod cpu_engine;
+mod cpu_told;
 mod decoder;
 mod engine;
 #[cfg(test)]
@@ -52,9 +53,10 @@ mod rows;
 mod sampler;
 mod stacked_heads;
 mod tensor_engine;
+mod tensor_told;
 
 pub use decoder::{Decoder, OnTokens};
 pub use error::{Error, Result};
 pub use generation::{Generation, StoppedBy};
 pub use options::{DecoderOptions, Decoding, DraftPrecision, GenerateOptions, Sampling};
-pub use rows::{WrittenRows, write_rows};
+pub use rows::{RowsOptions, WrittenRows, write_rows};

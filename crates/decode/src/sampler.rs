@@ -34,7 +34,7 @@ impl Sampler {
             self.candidates.truncate(reached.map_or(usize::MAX, |last| last + 1));
             total = self.candidates.iter().map(|(_, weight)| weight).sum();
         }
-        let mut left = self.uniform() * total;
+        let mut left = uniform(&mut self.state) * total;
         let mut drawn = self.candidates.first().map_or(0, |(token, _)| *token);
         for &(token, weight) in &self.candidates {
             drawn = token;
@@ -45,15 +45,15 @@ impl Sampler {
         }
         drawn
     }
+}
 
-    /// From 0 to below 1 (`SplitMix64`, Steele et al. 2014).
-    fn uniform(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
+/// From 0 to below 1 (`SplitMix64`, Steele et al. 2014).
+pub(crate) fn uniform(state: &mut u64) -> f64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 #[cfg(test)]

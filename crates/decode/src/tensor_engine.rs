@@ -8,6 +8,7 @@ use tch::{Kind, Tensor, no_grad};
 use crate::Result;
 use crate::engine::Engine;
 use crate::stacked_heads::StackedHeads;
+use crate::tensor_told::Told;
 
 /// Rows of a prompt that go through the model together: bounds the memory of attention scores.
 const PREFILL_ROWS: usize = 512;
@@ -40,8 +41,8 @@ pub(crate) struct TensorEngine<'m> {
     hidden: Tensor,
     /// What the unembedding read for head 0 at these rows, `[1, rows, dim]`.
     stock: Tensor,
-    /// The tokens after these rows, as head 0 or the text has them, `[1, rows]`.
-    next: Tensor,
+    /// Where the drafting heads are told tokens.
+    told: Option<Told>,
     /// Head 0's logits of the last pass, `[rows, vocab]`.
     logits: Tensor,
     best: Vec<u32>,
@@ -56,7 +57,7 @@ impl<'m> TensorEngine<'m> {
             stacked: None,
             hidden: Tensor::new(),
             stock: Tensor::new(),
-            next: Tensor::new(),
+            told: model.told_blocks().map(Told::new),
             logits: Tensor::new(),
             best: Vec::new(),
             model,
@@ -72,16 +73,23 @@ impl<'m> TensorEngine<'m> {
     /// Passes tokens through the trunk and head 0, up to the final norm.
     fn pass(&mut self, tokens: &[u32]) -> Result<()> {
         let ids = self.ids(tokens)?;
-        self.hidden = self.model.trunk().forward(&ids, Some(&mut self.trunk))?;
-        let stock = self.head(0, None)?;
+        let blocks = self.told.as_ref().map_or(0, |told| told.blocks);
+        let before = self.trunk.len();
+        let (early, hidden) =
+            self.model.trunk().forward_noting(&ids, Some(&mut self.trunk), blocks)?;
+        if let Some(told) = &mut self.told {
+            told.append(before, self.model.heads().len() as i64, &hidden, &early)?;
+        }
+        self.hidden = hidden;
+        let stock = self.head(0)?;
         self.stock = self.model.normed(&stock)?;
         Ok(())
     }
 
-    /// A head's output for the rows that are there; `next`: the embeddings of the tokens after them.
-    fn head(&mut self, index: usize, next: Option<&Tensor>) -> Result<Tensor> {
+    /// A head's output for the rows that are there.
+    fn head(&mut self, index: usize) -> Result<Tensor> {
         let head = self.model.head(index)?;
-        let context = HeadContext { rotary: &self.model.trunk().rotary, next };
+        let context = HeadContext { rotary: &self.model.trunk().rotary, told: None };
         let input = match head.tap() {
             Tap::TrunkOutput => &self.hidden,
             Tap::FinalHidden => &self.stock,
@@ -95,19 +103,54 @@ impl<'m> TensorEngine<'m> {
             let outputs = stacked.forward(&self.hidden, &self.model)?;
             return Ok(self.model.normed(&outputs.f_narrow(0, 0, heads as i64)?)?);
         }
-        let next = match self.model.heads().iter().any(|head| head.reads_next()) {
-            true => Some(self.model.embedded(&self.next)?),
-            false => None,
-        };
         let mut rows = Vec::with_capacity(heads);
         for index in 1..=heads {
-            let row = self.head(index, next.as_ref())?.f_select(1, -1)?;
+            let row = self.head(index)?.f_select(1, -1)?;
             rows.push(match self.model.head(index)?.tap() {
                 Tap::TrunkOutput => self.model.normed(&row)?,
                 Tap::FinalHidden => row,
             });
         }
         Ok(Tensor::f_cat(&rows, 0)?)
+    }
+
+    /// Lets head `index`, which is told tokens, read all rows whose are known and it has not read
+    /// yet; its output for the last of them, `[1, dim]`, as the unembedding reads it.
+    fn tell(&mut self, index: usize) -> Result<Option<Tensor>> {
+        let Some(told) = &self.told else { return Ok(None) };
+        let Some(cache) = &mut self.heads[index] else { return Ok(None) };
+        let Some((hidden, told)) = told.rows(cache.len(), index as i64)? else { return Ok(None) };
+        let context = HeadContext { rotary: &self.model.trunk().rotary, told: Some(&told) };
+        let output = self.model.head(index)?.forward(&hidden, context, Some(cache))?;
+        Ok(Some(self.model.normed(&output.f_select(1, -1)?)?))
+    }
+
+    /// Drafts one token after the other, each told to the heads behind.
+    fn draft_told(&mut self, heads: usize) -> Result<Vec<u32>> {
+        let known = self.trunk.len();
+        let mut token = self.best.last().copied().unwrap_or(0);
+        let mut drafted = Vec::with_capacity(heads);
+        for index in 1..=heads {
+            let ids = self.ids(&[token])?;
+            if let Some(told) = &mut self.told {
+                let trunk = self.model.trunk();
+                told.tell(&trunk.early(&ids, Some(&mut self.trunk), told.blocks)?)?;
+            }
+            let Some(row) = self.tell(index)? else { break };
+            token = self.choose_drafts(&row)?.first().copied().unwrap_or(0);
+            drafted.push(token);
+        }
+        // What was told of drafts is for this step alone; so are the rows that read it.
+        self.trunk.truncate(known);
+        for (cache, index) in self.heads.iter_mut().zip(0..).skip(1) {
+            if let Some(cache) = cache {
+                cache.truncate(known - index);
+            }
+        }
+        if let Some(told) = &mut self.told {
+            told.truncate(known);
+        }
+        Ok(drafted)
     }
 
     /// Stacks as many drafting heads as a text needs, unless they are stacked already; gives them
@@ -156,6 +199,7 @@ impl Engine for TensorEngine<'_> {
     fn reset(&mut self) {
         self.trunk.truncate(0);
         self.heads.iter_mut().flatten().for_each(|cache| cache.truncate(0));
+        self.told = self.model.told_blocks().map(Told::new);
         self.stacked.iter_mut().for_each(StackedHeads::reset);
     }
 
@@ -165,18 +209,17 @@ impl Engine for TensorEngine<'_> {
             let last = tokens.len().saturating_sub(1) / PREFILL_ROWS * PREFILL_ROWS;
             for start in (0..last).step_by(PREFILL_ROWS) {
                 self.pass(&tokens[start..start + PREFILL_ROWS])?;
-                if drafting > 0 {
-                    self.next = self.ids(&tokens[start + 1..=start + PREFILL_ROWS])?;
+                if self.told.is_some() {
+                    for index in 1..=drafting {
+                        _ = self.tell(index)?;
+                    }
+                } else if drafting > 0 {
                     _ = self.drafts(drafting)?;
                 }
             }
             self.pass(&tokens[last..])?;
             let row = self.stock.f_select(1, -1)?;
-            let first = self.choose(&row)?.first().copied().unwrap_or(0);
-            let mut next = tokens[last + 1..].to_vec();
-            next.push(first);
-            self.next = self.ids(&next)?;
-            Ok(first)
+            Ok(self.choose(&row)?.first().copied().unwrap_or(0))
         })
     }
 
@@ -184,9 +227,7 @@ impl Engine for TensorEngine<'_> {
         no_grad(|| {
             self.pass(tokens)?;
             let rows = self.stock.f_squeeze_dim(0)?;
-            self.choose(&rows)?;
-            self.next = self.ids(&self.best)?;
-            Ok(self.best.as_slice())
+            self.choose(&rows)
         })
     }
 
@@ -199,11 +240,18 @@ impl Engine for TensorEngine<'_> {
         }
         self.hidden = self.hidden.narrow(1, 0, rows);
         self.stock = self.stock.narrow(1, 0, rows);
-        self.next = self.next.narrow(1, 0, rows);
+        self.best.truncate(rows as usize);
+        if let Some(told) = &mut self.told {
+            told.truncate(self.trunk.len());
+        }
     }
 
     fn draft(&mut self, heads: usize) -> Result<&[u32]> {
         no_grad(|| {
+            if self.told.is_some() {
+                self.best = self.draft_told(heads)?;
+                return Ok(self.best.as_slice());
+            }
             let rows = self.drafts(heads)?;
             self.choose_drafts(&rows)
         })

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use foretoken_decode::{Decoder, GenerateOptions, write_rows};
+use foretoken_decode::{Decoder, GenerateOptions, RowsOptions, write_rows};
 use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
 use foretoken_trunk::Architecture;
 use proptest::prelude::*;
@@ -44,7 +44,8 @@ proptest! {
         let model = model(kv_heads, end, seed);
         let flat: Vec<i64> = texts.concat();
         let rows = Tensor::from_slice(&flat).view([texts.len() as i64, 40]);
-        let written = write_rows(&model, &rows, prompt).unwrap();
+        let options = RowsOptions { prompt, temperature: 0.0, seed: 0 };
+        let written = write_rows(&model, &rows, options).unwrap();
         let read = written.tokens.narrow(1, 0, 39);
         let hidden = model.hidden(&read).unwrap();
         let state = model.head_hidden(0, &hidden).unwrap();
@@ -75,7 +76,37 @@ proptest! {
 fn no_prompt_and_too_long_a_row_are_refused() {
     let model = model(2, None, 1);
     let rows = |columns: i64| Tensor::zeros([2, columns], (Kind::Int64, Device::Cpu));
-    assert!(write_rows(&model, &rows(20), 0).unwrap_err().to_string().contains("empty"));
-    assert!(write_rows(&model, &rows(61), 4).unwrap_err().to_string().contains("60"));
-    assert!(write_rows(&model, &rows(5), 5).unwrap_err().to_string().contains('5'));
+    let refused = |columns, prompt, temperature| {
+        let options = RowsOptions { prompt, temperature, seed: 0 };
+        write_rows(&model, &rows(columns), options).unwrap_err().to_string()
+    };
+    assert!(refused(20, 0, 0.0).contains("empty"));
+    assert!(refused(61, 4, 0.0).contains("60"));
+    assert!(refused(5, 5, 0.0).contains('5'));
+    for temperature in [-1.0, f64::NAN, f64::INFINITY] {
+        assert!(refused(20, 4, temperature).contains("temperature"));
+    }
+}
+
+#[test]
+fn drawn_tokens_are_as_frequent_as_the_model_says() {
+    let model = model(2, None, 5);
+    let (rows, temperature) = (4000, 1.5);
+    let text = Tensor::from_slice(&[3i64, 7, 1]).view([1, 3]).repeat([rows, 1]);
+    let write = |seed| {
+        write_rows(&model, &text, RowsOptions { prompt: 2, temperature, seed }).unwrap().tokens
+    };
+    let drawn = write(1);
+    assert_eq!(drawn, write(1));
+    assert_ne!(drawn, write(2));
+    let counts = drawn.select(1, 2).bincount(None::<&Tensor>, VOCAB);
+    let hidden = model.hidden(&text.narrow(0, 0, 1).narrow(1, 0, 2)).unwrap();
+    let logits = model.logits(0, &hidden).unwrap().get(0).get(1) / temperature;
+    let expected = logits.softmax(-1, Kind::Double);
+    // Five standard deviations of a count.
+    let variance: Tensor = &expected * (1.0 - &expected) / rows as f64;
+    let spread = variance.sqrt() * 5.0 + 1e-4;
+    let off = (counts.to_kind(Kind::Double) / rows as f64 - &expected).abs();
+    assert!(bool::try_from(off.less_equal_tensor(&spread).all()).unwrap());
+    assert!(expected.max().double_value(&[]) < 0.99);
 }

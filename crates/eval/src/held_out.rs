@@ -123,19 +123,19 @@ fn windows<'t>(
 fn drafts(model: &MultiTokenModel, windows: &[&[u32]]) -> Result<Vec<Vec<Vec<u32>>>> {
     let heads = model.config().heads.count;
     let positions = windows[0].len() - heads;
-    let read = |first: usize| -> Result<Tensor> {
-        let tokens = windows.iter().flat_map(|window| &window[first..first + positions]);
-        let tokens: Vec<i64> = tokens.map(|&token| i64::from(token)).collect();
-        let shape = [windows.len() as i64, positions as i64];
-        Ok(Tensor::f_from_slice(&tokens)?.f_view(shape)?.f_to_device(model.device())?)
-    };
-    // The next token counts always: the walk is where it is known.
-    let (inputs, next) = (read(0)?, read(1)?);
+    let tokens = windows.iter().flat_map(|window| &window[..positions + heads - 1]);
+    let tokens: Vec<i64> = tokens.map(|&token| i64::from(token)).collect();
+    let tokens = Tensor::f_from_slice(&tokens)?.f_view([windows.len() as i64, -1])?;
+    let tokens = tokens.f_to_device(model.device())?;
+    let seq = positions as i64;
     let mut drafts = vec![Vec::new(); windows.len()];
     tch::no_grad(|| {
-        let hidden = model.hidden(&inputs)?;
-        for head in 0..heads {
-            let best = model.best_tokens_before(head, &hidden, &next)?;
+        let hidden = model.hidden(&tokens.f_narrow(1, 0, seq)?.f_contiguous()?)?;
+        // A head's draft counts where all before it are the text's own tokens: it is told those.
+        let told = model.told(&tokens)?;
+        for (head, ahead) in (0..heads).zip(0..) {
+            let told = told.as_ref().map(|told| told.f_narrow(1, ahead, seq)).transpose()?;
+            let best = model.best_tokens_told(head, &hidden, told.as_ref())?;
             let best = best.f_to_device(Device::Cpu)?.f_view([-1])?;
             let best = Vec::<i64>::try_from(best)?;
             for (row, best) in drafts.iter_mut().zip(best.chunks(positions)) {

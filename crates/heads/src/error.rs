@@ -38,9 +38,12 @@ pub enum Error {
         /// Layers in all.
         layers: usize,
     },
-    /// A head that reads the next token was not told it.
-    #[error("heads of type \"{kind}\" read the next token, and were not given its embedding")]
-    NoNextTokens {
+    /// A head that is told tokens was not.
+    #[error(
+        "heads of type \"{kind}\" are told the tokens before the one they predict: name the text \
+         (MultiTokenModel::told, text_logits)"
+    )]
+    NotTold {
         /// The type.
         kind: &'static str,
     },

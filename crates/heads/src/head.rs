@@ -26,7 +26,8 @@ pub struct Dense<'h> {
     pub residual: bool,
 }
 
-/// A head of one block that is told the next token: see [`InformedHead`](crate::InformedHead).
+/// A head of one block that is told what comes before its target: see
+/// [`InformedHead`](crate::InformedHead).
 #[derive(Clone, Copy, Debug)]
 pub struct Informed<'h> {
     /// W, `[dim, dim]`.
@@ -40,9 +41,9 @@ pub struct Informed<'h> {
 pub struct HeadContext<'a> {
     /// The trunk's rotary tables.
     pub rotary: &'a Rotary,
-    /// The embedding of the token after each row's own, `[batch, seq, dim]`, for heads that read it
-    /// ([`Head::reads_next`]).
-    pub next: Option<&'a Tensor>,
+    /// What heads are told that ask for it ([`Head::told_blocks`]), `[batch, seq, dim]`: the state of
+    /// the token just before the one to predict, for each row.
+    pub told: Option<&'a Tensor>,
 }
 
 /// One head: from the state at its tap to the state that the unembedding reads, position by
@@ -58,10 +59,12 @@ pub trait Head: std::fmt::Debug + Send {
     /// Where the head reads.
     fn tap(&self) -> Tap;
 
-    /// Whether the head also reads the token after each row's own, [`HeadContext::next`]: the text's
-    /// in training, head 0's choice when drafts are made.
-    fn reads_next(&self) -> bool {
-        false
+    /// For a head that is told the tokens up to the one it predicts ([`HeadContext::told`]): how many
+    /// of the trunk's blocks the last of them has gone through then, 0 for its embedding. The tokens
+    /// are the text's in training; when drafts are made, they are head 0's choice and the drafts of
+    /// the heads before. All drafting heads of a model are told after the same number of blocks.
+    fn told_blocks(&self) -> Option<usize> {
+        None
     }
 
     /// The head's output for `hidden` `[batch, seq, dim]`.
@@ -107,8 +110,7 @@ pub trait Head: std::fmt::Debug + Send {
         None
     }
 
-    /// The parts of this head, if it is exactly a block that is told the next token: what fused
-    /// decoding looks for.
+    /// The parts of this head, if it is exactly a block that is told: what fused decoding looks for.
     fn as_informed(&self) -> Option<Informed<'_>> {
         None
     }

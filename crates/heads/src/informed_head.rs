@@ -1,20 +1,23 @@
-//! A transformer layer that is told the token which head 0 has chosen.
+//! A transformer layer that is told the tokens before the one it predicts.
 
 use crate::{Error, Head, HeadContext, Informed, Result, Tap};
 use foretoken_kernels::{KvCache, accumulator, linear, rms_norm};
 use foretoken_trunk::{Architecture, Block, Initialiser, Parameter, Role};
 use tch::{Tensor, no_grad};
 
-/// A [`BlockHead`](crate::BlockHead) over the trunk output and the next token.
+/// A [`BlockHead`](crate::BlockHead) over the trunk output and the tokens since.
 ///
-/// When drafts are made, head 0 has chosen the token after the last one already. A head that looks
-/// further ahead and is told this token need not guess it first:
+/// When head i drafts, the tokens that lie between the row's own and its target are known: head 0
+/// has chosen the first, the heads before have drafted the others. A head that is told them need
+/// not guess them first:
 ///
-/// x = h + rms(h) · W · norm(e), y = block(x)
+/// x = h + rms(h) · W · norm(m), y = block(x)
 ///
-/// with h the trunk output, e the embedding of the token after the row's own, and norm without
-/// weights. In training e is the text's own token. Beside a block's weights it has one matrix,
-/// W `[dim, dim]`, which is zero at first on a pretrained model.
+/// with h the trunk output of the row, norm without weights, and m what the trunk's first
+/// [`InformedHead::TOLD_BLOCKS`] blocks make of the token just before the target, behind all others:
+/// few blocks are cheap to run for a draft, and see in which context the token stands. In training
+/// the tokens are the text's own. Beside a block's weights the head has one matrix, W `[dim, dim]`,
+/// which is zero at first on a pretrained model.
 #[derive(Debug)]
 pub struct InformedHead {
     token_proj: Tensor,
@@ -25,6 +28,9 @@ impl InformedHead {
     /// The name in configs.
     pub const KIND: &'static str = "informed";
 
+    /// Blocks of the trunk that what it is told has gone through, as far as the trunk has them.
+    pub const TOLD_BLOCKS: usize = 2;
+
     /// A head with first weights from `init`.
     ///
     /// # Errors
@@ -34,12 +40,12 @@ impl InformedHead {
         Ok(Self { token_proj: init.matrix(dim, dim)?, block: Block::new(sizes, init)? })
     }
 
-    /// The block's input for `hidden` and the embeddings `next`, both `[batch, seq, dim]`.
-    fn input(&self, hidden: &Tensor, next: &Tensor) -> Result<Tensor> {
+    /// The block's input for `hidden` and `told`, both `[batch, seq, dim]`.
+    fn input(&self, hidden: &Tensor, told: &Tensor) -> Result<Tensor> {
         let (kind, eps) = (hidden.kind(), self.block.norm_eps);
         let wide = accumulator(kind);
-        let ones = Tensor::f_ones([next.size3()?.2], (next.kind(), next.device()))?;
-        let told = linear(&rms_norm(next, &ones, eps)?, &self.token_proj)?.f_to_kind(wide)?;
+        let ones = Tensor::f_ones([told.size3()?.2], (told.kind(), told.device()))?;
+        let told = linear(&rms_norm(told, &ones, eps)?, &self.token_proj)?.f_to_kind(wide)?;
         let hidden = hidden.f_to_kind(wide)?;
         let mean = hidden.f_square()?.f_mean_dim(-1, true, wide)?;
         let told = told.f_mul(&mean.f_add_scalar(eps)?.f_sqrt()?)?;
@@ -56,8 +62,8 @@ impl Head for InformedHead {
         Tap::TrunkOutput
     }
 
-    fn reads_next(&self) -> bool {
-        true
+    fn told_blocks(&self) -> Option<usize> {
+        Some(Self::TOLD_BLOCKS)
     }
 
     fn forward(
@@ -66,8 +72,8 @@ impl Head for InformedHead {
         context: HeadContext<'_>,
         cache: Option<&mut KvCache>,
     ) -> Result<Tensor> {
-        let next = context.next.ok_or(Error::NoNextTokens { kind: Self::KIND })?;
-        Ok(self.block.forward(&self.input(hidden, next)?, context.rotary, cache)?)
+        let told = context.told.ok_or(Error::NotTold { kind: Self::KIND })?;
+        Ok(self.block.forward(&self.input(hidden, told)?, context.rotary, cache)?)
     }
 
     fn parameters(&self, prefix: &str) -> Vec<Parameter> {
@@ -81,7 +87,7 @@ impl Head for InformedHead {
         Ok(Some(self.block.cache(batch, capacity)?))
     }
 
-    /// The stock layer's weights, and nothing yet of the token.
+    /// The stock layer's weights, and nothing yet of what it is told.
     fn adopt(&self, stock: &Block) -> Result<()> {
         self.block.copy_weights(stock)?;
         no_grad(|| {

@@ -3,7 +3,7 @@
 use crate::{
     BlockHead, DraftVocabulary, Error, Head, HeadContext, ModelConfig, Registry, Result, Tap,
 };
-use foretoken_kernels::{embedding, linear, rms_norm};
+use foretoken_kernels::{linear, rms_norm};
 use foretoken_trunk::{Initialiser, Parameter, Role, Trunk};
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -165,47 +165,57 @@ impl MultiTokenModel {
         Ok(self.trunk.forward_recomputing(tokens)?)
     }
 
-    /// What the unembedding reads for head `head`, from the trunk output: `[batch, seq, dim]`.
-    ///
-    /// A head that reads the next token ([`Head::reads_next`]) is told head 0's choice.
-    ///
-    /// # Errors
-    /// When there is no such head, or shapes differ.
-    pub fn head_hidden(&self, head: usize, hidden: &Tensor) -> Result<Tensor> {
-        match self.head(head)?.reads_next() {
-            false => self.head_output(head, hidden, None),
-            true => self.head_hidden_before(head, hidden, &self.best_tokens(0, hidden)?),
-        }
+    /// After how many of the trunk's blocks drafting heads are told the tokens before their targets
+    /// ([`Head::told_blocks`]); `None` where they are told nothing.
+    pub fn told_blocks(&self) -> Option<usize> {
+        let blocks = self.heads.iter().find_map(|head| head.told_blocks());
+        blocks.map(|blocks| blocks.min(self.trunk.blocks.len()))
     }
 
-    /// As [`MultiTokenModel::head_hidden`], where the token after each row's own is known: `next`,
-    /// `[batch, seq]`, int64.
+    /// What heads are told of `tokens` `[batch, seq]` (int64), `[batch, seq, dim]`, without a
+    /// gradient; `None` where they are told nothing.
+    ///
+    /// Row t of head i, which predicts token t + i + 1, is told position t + i: its part is
+    /// `narrow(1, i, …)` of this.
     ///
     /// # Errors
-    /// As [`MultiTokenModel::head_hidden`], and when a token is outside the vocabulary.
-    pub fn head_hidden_before(
+    /// When a token is outside the vocabulary or the sequence longer than the context.
+    pub fn told(&self, tokens: &Tensor) -> Result<Option<Tensor>> {
+        let told = |blocks| no_grad(|| self.trunk.early(tokens, None, blocks));
+        Ok(self.told_blocks().map(told).transpose()?)
+    }
+
+    /// [`MultiTokenModel::hidden`] and [`MultiTokenModel::told`] in one pass.
+    ///
+    /// # Errors
+    /// As [`MultiTokenModel::hidden`].
+    pub fn hidden_and_told(&self, tokens: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let blocks = self.told_blocks();
+        let (told, hidden) = self.trunk.forward_noting(tokens, None, blocks.unwrap_or(0))?;
+        Ok((hidden, blocks.map(|_| told.detach())))
+    }
+
+    /// What the unembedding reads for head `head`, from the trunk output: `[batch, seq, dim]`.
+    ///
+    /// # Errors
+    /// When there is no such head, it is one that is told tokens, or shapes differ.
+    pub fn head_hidden(&self, head: usize, hidden: &Tensor) -> Result<Tensor> {
+        self.head_hidden_told(head, hidden, None)
+    }
+
+    /// As [`MultiTokenModel::head_hidden`], for heads that are told tokens too: `told`, the rows' part
+    /// of [`MultiTokenModel::told`], `[batch, seq, dim]`. Other heads pay no attention to it.
+    ///
+    /// # Errors
+    /// As [`MultiTokenModel::head_hidden`], and when a head that is told tokens is not.
+    pub fn head_hidden_told(
         &self,
         head: usize,
         hidden: &Tensor,
-        next: &Tensor,
+        told: Option<&Tensor>,
     ) -> Result<Tensor> {
-        match self.head(head)?.reads_next() {
-            false => self.head_output(head, hidden, None),
-            true => self.head_output(head, hidden, Some(&self.embedded(next)?)),
-        }
-    }
-
-    /// The embeddings of `tokens` `[batch, seq]` (int64), without a gradient: `[batch, seq, dim]`.
-    ///
-    /// # Errors
-    /// When a token is outside the vocabulary.
-    pub fn embedded(&self, tokens: &Tensor) -> Result<Tensor> {
-        Ok(embedding(&self.trunk.embed_tokens.detach(), tokens)?)
-    }
-
-    fn head_output(&self, head: usize, hidden: &Tensor, next: Option<&Tensor>) -> Result<Tensor> {
         let module = self.head(head)?;
-        let context = HeadContext { rotary: &self.trunk.rotary, next };
+        let context = HeadContext { rotary: &self.trunk.rotary, told };
         match module.tap() {
             Tap::TrunkOutput => self.normed(&module.forward(hidden, context, None)?),
             Tap::FinalHidden => {
@@ -215,10 +225,35 @@ impl MultiTokenModel {
         }
     }
 
+    /// Logits of all heads for `tokens` `[batch, seq]` (int64): `[batch, seq, vocab]` each.
+    ///
+    /// Heads that are told tokens are told those of the text. Behind its end they are told what is
+    /// drafted there: head 0's choice, then that of each head before.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary, or text and drafts are longer than the context.
+    pub fn text_logits(&self, tokens: &Tensor) -> Result<Vec<Tensor>> {
+        let (_, seq) = tokens.size2()?;
+        let hidden = self.hidden(tokens)?;
+        let mut text = tokens.shallow_clone();
+        let mut all = Vec::with_capacity(self.heads.len());
+        for (head, ahead) in (0..self.heads.len()).zip(0..) {
+            let told = match self.head(head)?.told_blocks() {
+                Some(_) => self.told(&text)?.map(|told| told.f_narrow(1, ahead, seq)).transpose()?,
+                None => None,
+            };
+            let state = self.head_hidden_told(head, &hidden, told.as_ref())?;
+            let choice = self.choose(head, &state.f_narrow(1, seq - 1, 1)?)?;
+            text = Tensor::f_cat(&[text, choice], 1)?;
+            all.push(linear(&state, &self.unembedding)?);
+        }
+        Ok(all)
+    }
+
     /// Logits of head `head` from the trunk output: `[batch, seq, vocab]`.
     ///
     /// # Errors
-    /// When there is no such head, or shapes differ.
+    /// As [`MultiTokenModel::head_hidden`].
     pub fn logits(&self, head: usize, hidden: &Tensor) -> Result<Tensor> {
         Ok(linear(&self.head_hidden(head, hidden)?, &self.unembedding)?)
     }
@@ -232,18 +267,17 @@ impl MultiTokenModel {
         self.choose(head, &self.head_hidden(head, hidden)?)
     }
 
-    /// As [`MultiTokenModel::best_tokens`], where the token after each row's own is known: `next`,
-    /// `[batch, seq]`, int64.
+    /// As [`MultiTokenModel::best_tokens`], for heads that are told tokens too.
     ///
     /// # Errors
-    /// As [`MultiTokenModel::head_hidden_before`].
-    pub fn best_tokens_before(
+    /// As [`MultiTokenModel::head_hidden_told`].
+    pub fn best_tokens_told(
         &self,
         head: usize,
         hidden: &Tensor,
-        next: &Tensor,
+        told: Option<&Tensor>,
     ) -> Result<Tensor> {
-        self.choose(head, &self.head_hidden_before(head, hidden, next)?)
+        self.choose(head, &self.head_hidden_told(head, hidden, told)?)
     }
 
     /// The best tokens for what the unembedding reads.

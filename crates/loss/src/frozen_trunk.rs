@@ -23,6 +23,8 @@ pub struct FrozenStates {
     /// `[batch, seq + heads − 1, dim]`: the state after the final norm, which says what the model
     /// expects next.
     pub final_hidden: Tensor,
+    /// `[batch, seq + heads − 1, dim]`: [`MultiTokenModel::told`], where heads are told anything.
+    pub told: Option<Tensor>,
 }
 
 /// Sum over heads 1 … n − 1 of their cross-entropies, on a trunk without gradients.
@@ -47,9 +49,9 @@ impl FrozenTrunkLoss {
         sequence(model, columns)?;
         no_grad(|| {
             let inputs = tokens.f_to_device(model.device())?.f_narrow(1, 0, columns - 1)?;
-            let trunk_output = model.hidden(&inputs.contiguous())?;
+            let (trunk_output, told) = model.hidden_and_told(&inputs.contiguous())?;
             let final_hidden = model.head_hidden(0, &trunk_output)?;
-            Ok(FrozenStates { trunk_output, final_hidden })
+            Ok(FrozenStates { trunk_output, final_hidden, told })
         })
     }
 
@@ -100,16 +102,13 @@ impl FrozenTrunkLoss {
         let vocabulary = model.draft_vocabulary();
         let unembedding =
             vocabulary.map_or(model.unembedding(), |vocabulary| vocabulary.unembedding()).detach();
-        let next = match model.heads().iter().any(|head| head.reads_next()) {
-            true => {
-                Some(model.embedded(&tokens.f_to_device(model.device())?.f_narrow(1, 1, seq)?)?)
-            }
-            false => None,
-        };
         let mut losses = Vec::with_capacity(model.heads().len());
         for index in 1..model.heads().len() {
             let head = model.head(index)?;
-            let context = HeadContext { rotary: &model.trunk().rotary, next: next.as_ref() };
+            let told = states.told.as_ref();
+            let told = told.map(|told| told.f_narrow(1, index as i64, seq)?.f_to_kind(kind));
+            let told = told.transpose()?;
+            let context = HeadContext { rotary: &model.trunk().rotary, told: told.as_ref() };
             let hidden = match head.tap() {
                 Tap::TrunkOutput => model.normed(&head.forward(&trunk_output, context, None)?)?,
                 Tap::FinalHidden => head.forward(&final_hidden, context, None)?,

@@ -230,7 +230,8 @@ impl MultiTokenLoss {
         }
         let tokens = tokens.f_to_device(model.device())?;
         let inputs = tokens.f_narrow(1, 0, seq)?.f_contiguous()?;
-        Ok(Batch { inputs, tokens, seq, offsets: self.offsets.clone() })
+        let told = model.told(&tokens.f_narrow(1, 0, columns - 1)?.f_contiguous()?)?;
+        Ok(Batch { inputs, tokens, told, seq, offsets: self.offsets.clone() })
     }
 }
 
@@ -239,21 +240,23 @@ struct Batch {
     inputs: Tensor,
     /// `[batch, seq + reach]`
     tokens: Tensor,
+    /// What heads are told of all tokens but the last, where they are told any.
+    told: Option<Tensor>,
     seq: i64,
     offsets: Vec<usize>,
 }
 
 impl Batch {
-    /// What the unembedding reads for a head, `[batch · seq, dim]`. A head that reads the next token
-    /// is told the text's.
+    /// What the unembedding reads for a head, `[batch · seq, dim]`.
     fn hidden(
         &self,
         model: &MultiTokenModel,
         head: usize,
         trunk_output: &Tensor,
     ) -> Result<Tensor> {
-        let next = self.tokens.f_narrow(1, 1, self.seq)?;
-        Ok(model.head_hidden_before(head, trunk_output, &next)?.f_flatten(0, 1)?)
+        let before = self.offsets[head] as i64;
+        let told = self.told.as_ref().map(|told| told.f_narrow(1, before, self.seq)).transpose()?;
+        Ok(model.head_hidden_told(head, trunk_output, told.as_ref())?.f_flatten(0, 1)?)
     }
 
     /// Targets of a head: `[batch · seq]`.

@@ -191,13 +191,17 @@ pub struct DataSection {
     /// that stays as it is makes of them is then computed once and kept on disk.
     #[serde(default)]
     pub batches: u64,
-    /// Share of these batches, 0 to 1, whose text the pretrained model writes itself, greedily, after
+    /// Share of these batches, 0 to 1, whose text the pretrained model writes itself after
     /// `prompt_tokens` tokens of the corpus: what its heads will have to predict.
     #[serde(default)]
     pub generated: f64,
     /// Tokens of the corpus at the beginning of a row that the model goes on with.
     #[serde(default = "default_prompt_tokens")]
     pub prompt_tokens: usize,
+    /// What the model's logits are divided by when it writes, for other than its likeliest tokens
+    /// too; 0 for these alone, which repeat themselves sooner.
+    #[serde(default = "default_temperature")]
+    pub temperature: f64,
 }
 
 impl Default for DataSection {
@@ -209,6 +213,7 @@ impl Default for DataSection {
             batches: 0,
             generated: 0.0,
             prompt_tokens: default_prompt_tokens(),
+            temperature: default_temperature(),
         }
     }
 }
@@ -463,6 +468,9 @@ fn default_corpus() -> String {
 }
 fn default_prompt_tokens() -> usize {
     64
+}
+fn default_temperature() -> f64 {
+    0.8
 }
 fn default_tokenizer() -> String {
     "bytes".to_owned()

@@ -25,7 +25,7 @@ const KEYS: &[(&str, &[&str])] = &[
         ],
     ),
     ("heads", &["type", "count", "train", "targets", "draft_vocabulary"]),
-    ("data", &["corpus", "path", "tokenizer", "batches", "generated", "prompt_tokens"]),
+    ("data", &["corpus", "path", "tokenizer", "batches", "generated", "prompt_tokens", "temperature"]),
     (
         "optimizer",
         &[
@@ -330,6 +330,7 @@ fn check_heads_alone(config: &TrainConfig) -> Result<(), Error> {
 fn check_written_text(config: &TrainConfig) -> Result<(), Error> {
     let data = &config.data;
     within("data.generated", data.generated, 0.0, 1.0)?;
+    within("data.temperature", data.temperature, 0.0, 100.0)?;
     let alone = config.heads.train == HeadTraining::Alone;
     require(data.generated == 0.0 || alone, "data.generated", || {
         "is for heads.train = \"alone\"".to_owned()

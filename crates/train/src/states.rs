@@ -15,6 +15,7 @@ use crate::written::{Read, WrittenText};
 const TOKENS: &str = "tokens";
 const TRUNK_OUTPUT: &str = "trunk_output";
 const FINAL_HIDDEN: &str = "final_hidden";
+const TOLD: &str = "told";
 
 /// A file for each batch, its states in bfloat16: a trunk's pass costs far more than reading them
 /// again.
@@ -29,7 +30,7 @@ pub(crate) struct StateCache {
 impl StateCache {
     /// Keeps what it computes in `folder`, unless each batch is seen once.
     pub(crate) fn new(config: &TrainConfig, folder: PathBuf) -> Result<Self, Error> {
-        let written = WrittenText::new(&config.data, config.train.batch);
+        let written = WrittenText::new(&config.data, config.train.batch, config.train.seed);
         let rounds = config.data.batches > 0 && config.train.steps > config.data.batches;
         if !rounds && written.is_none() {
             return Ok(Self { folder: None, written: None });
@@ -95,13 +96,15 @@ fn keep(path: &Path, (tokens, states): Read) -> Result<Read, Error> {
     let states = FrozenStates {
         trunk_output: round(&states.trunk_output)?,
         final_hidden: round(&states.final_hidden)?,
+        told: states.told.as_ref().map(round).transpose()?,
     };
     let tokens = tokens.f_contiguous()?;
-    let tensors = [
+    let mut tensors = vec![
         (TOKENS.to_owned(), tokens.shallow_clone()),
         (TRUNK_OUTPUT.to_owned(), states.trunk_output.shallow_clone()),
         (FINAL_HIDDEN.to_owned(), states.final_hidden.shallow_clone()),
     ];
+    tensors.extend(states.told.iter().map(|told| (TOLD.to_owned(), told.shallow_clone())));
     write_safetensors(path, &tensors)?;
     Ok((tokens, states))
 }
@@ -118,7 +121,10 @@ fn read(path: &Path, model: &MultiTokenModel) -> Option<Read> {
     };
     let tokens = take(TOKENS)?;
     let mut state = |wanted: &str| take(wanted)?.f_to_device(model.device()).ok();
-    let states =
-        FrozenStates { trunk_output: state(TRUNK_OUTPUT)?, final_hidden: state(FINAL_HIDDEN)? };
+    let states = FrozenStates {
+        trunk_output: state(TRUNK_OUTPUT)?,
+        final_hidden: state(FINAL_HIDDEN)?,
+        told: model.told_blocks().map_or(Some(None), |_| state(TOLD).map(Some))?,
+    };
     Some((tokens, states))
 }

@@ -1,6 +1,6 @@
 //! Text that the pretrained model writes itself, for its heads to learn from (self-distillation).
 
-use foretoken_decode::write_rows;
+use foretoken_decode::{RowsOptions, write_rows};
 use foretoken_heads::MultiTokenModel;
 use foretoken_loss::FrozenStates;
 use tch::Tensor;
@@ -16,6 +16,8 @@ const ROWS: usize = 64;
 pub(crate) struct WrittenText {
     share: f64,
     prompt: usize,
+    temperature: f64,
+    seed: u64,
     batches: u64,
     /// Batches that are written at once, counted in all batches.
     group: u64,
@@ -26,11 +28,13 @@ pub(crate) type Read = (Tensor, FrozenStates);
 
 impl WrittenText {
     /// None where all text is the corpus's.
-    pub(crate) fn new(data: &DataSection, batch: usize) -> Option<Self> {
+    pub(crate) fn new(data: &DataSection, batch: usize, seed: u64) -> Option<Self> {
         let rows = batch.max(1) as f64 * data.generated;
         (data.generated > 0.0).then(|| Self {
             share: data.generated,
             prompt: data.prompt_tokens,
+            temperature: data.temperature,
+            seed,
             batches: data.batches,
             group: (ROWS as f64 / rows).floor().max(1.0) as u64,
         })
@@ -51,7 +55,13 @@ impl WrittenText {
     ) -> Result<Vec<(u64, Read)>, Error> {
         let group = self.group_of(index);
         let rows = group.iter().map(|&index| corpus(index)).collect::<Result<Vec<_>, _>>()?;
-        let written = write_rows(model, &Tensor::f_cat(&rows, 0)?, self.prompt)?;
+        let options = RowsOptions {
+            prompt: self.prompt,
+            temperature: self.temperature,
+            // Of the group: a run that goes on draws what it would have drawn.
+            seed: self.seed.wrapping_add(group.first().copied().unwrap_or(0) << 32),
+        };
+        let written = write_rows(model, &Tensor::f_cat(&rows, 0)?, options)?;
         let mut start = 0;
         let mut batches = Vec::with_capacity(group.len());
         for (index, rows) in group.into_iter().zip(&rows) {
@@ -60,6 +70,7 @@ impl WrittenText {
             let states = FrozenStates {
                 trunk_output: part(&written.trunk_output)?,
                 final_hidden: part(&written.final_hidden)?,
+                told: written.told.as_ref().map(part).transpose()?,
             };
             batches.push((index, (part(&written.tokens)?.f_to_device(rows.device())?, states)));
             start += count;
@@ -83,7 +94,7 @@ mod tests {
     fn the_share_of_written_batches_is_that_of_the_recipe() {
         for share in [0.25, 0.5, 0.7, 1.0] {
             let data = DataSection { generated: share, batches: 100, ..DataSection::default() };
-            let text = WrittenText::new(&data, 8).unwrap();
+            let text = WrittenText::new(&data, 8, 1).unwrap();
             let written: Vec<u64> = (0..100).filter(|&index| text.is_written(index)).collect();
             assert_eq!(written.len(), (100.0 * share).round() as usize);
             for index in written {
@@ -91,6 +102,6 @@ mod tests {
                 assert!(group.contains(&index) && group.len() * 8 <= ROWS + 8, "{group:?}");
             }
         }
-        assert!(WrittenText::new(&DataSection::default(), 8).is_none());
+        assert!(WrittenText::new(&DataSection::default(), 8, 1).is_none());
     }
 }

@@ -48,26 +48,51 @@ impl Trunk {
     /// # Errors
     /// When a token is outside the vocabulary or positions run past the context.
     pub fn forward(&self, tokens: &Tensor, cache: Option<&mut TrunkCache>) -> Result<Tensor> {
+        Ok(self.forward_noting(tokens, cache, 0)?.1)
+    }
+
+    /// As [`Trunk::forward`], and the state after the first `blocks` blocks on the way (the
+    /// embeddings for 0): both `[batch, seq, dim]`.
+    ///
+    /// # Errors
+    /// As [`Trunk::forward`].
+    pub fn forward_noting(
+        &self,
+        tokens: &Tensor,
+        mut cache: Option<&mut TrunkCache>,
+        blocks: usize,
+    ) -> Result<(Tensor, Tensor)> {
+        let noted = self.early(tokens, cache.as_deref_mut(), blocks)?;
+        let mut x = noted.shallow_clone();
+        for (i, block) in self.blocks.iter().enumerate().skip(blocks) {
+            let cache = cache.as_mut().map(|cache| &mut cache.blocks[i]);
+            x = block.forward(&x, &self.rotary, cache)?;
+        }
+        Ok((noted, x))
+    }
+
+    /// The state after the first `blocks` blocks alone, `[batch, seq, dim]`; the caches of the others
+    /// stay as they are.
+    ///
+    /// # Errors
+    /// As [`Trunk::forward`].
+    pub fn early(
+        &self,
+        tokens: &Tensor,
+        mut cache: Option<&mut TrunkCache>,
+        blocks: usize,
+    ) -> Result<Tensor> {
+        if let Some(cache) = &cache
+            && cache.blocks.len() != self.blocks.len()
+        {
+            let (held, blocks) = (cache.blocks.len(), self.blocks.len());
+            let problem = format!("a cache of {held} blocks for a trunk of {blocks}");
+            return Err(Error::config("cache", problem));
+        }
         let mut x = embedding(&self.embed_tokens, tokens)?;
-        match cache {
-            None => {
-                for block in &self.blocks {
-                    x = block.forward(&x, &self.rotary, None)?;
-                }
-            }
-            Some(cache) => {
-                if cache.blocks.len() != self.blocks.len() {
-                    let problem = format!(
-                        "a cache of {} blocks for a trunk of {}",
-                        cache.blocks.len(),
-                        self.blocks.len()
-                    );
-                    return Err(Error::config("cache", problem));
-                }
-                for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
-                    x = block.forward(&x, &self.rotary, Some(cache))?;
-                }
-            }
+        for (i, block) in self.blocks.iter().enumerate().take(blocks) {
+            let cache = cache.as_mut().map(|cache| &mut cache.blocks[i]);
+            x = block.forward(&x, &self.rotary, cache)?;
         }
         Ok(x)
     }
@@ -108,7 +133,7 @@ impl Trunk {
 impl TrunkCache {
     /// Positions held by every block.
     pub fn len(&self) -> i64 {
-        self.blocks.first().map_or(0, KvCache::len)
+        self.blocks.iter().map(KvCache::len).min().unwrap_or(0)
     }
 
     /// Whether no position is held.

@@ -16,8 +16,8 @@ use crate::reproduce::foretoken;
 
 /// A few steps of training, enough for heads that are no longer all the same.
 const RECIPE: &str = "benches/peers/medusa.toml";
-/// The tokens that drafts are chosen from: all of them, or so many.
-const DRAFT_VOCABULARIES: [usize; 2] = [0, 4096];
+/// The tokens that drafts are chosen from: all of them, or so many (fewer than the prompts have).
+const DRAFT_VOCABULARIES: [usize; 2] = [0, 256];
 /// Text to train on: enough for a window of every part that it is split into.
 const LEAST_BYTES: usize = 4096;
 /// How far the logits of any two heads lie apart at least: one taken for another has to show.
