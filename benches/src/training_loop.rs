@@ -23,6 +23,7 @@ impl TrainingLoop {
     /// When the optimiser cannot take over the parameters.
     pub fn new(model: MultiTokenModel, config: TrainConfig) -> Result<Self> {
         let loss = MultiTokenLoss::new(config.heads.count);
+        let loss = loss.with_execution(config.heads.execution.into());
         let section = &config.optimizer;
         let (model, optimizer) = match config.train.precision {
             Precision::Float32 | Precision::Float64 => {

@@ -19,13 +19,13 @@ pub(crate) struct Told<T> {
     /// Trunk outputs up to the last position that was passed.
     hidden: Vec<T>,
     /// What is told of the same positions, and of drafts behind them.
-    told: Vec<T>,
+    states: Vec<T>,
 }
 
 impl<T: Real> Told<T> {
     pub(crate) fn new(blocks: usize, dim: usize) -> Self {
         let (trunk, heads) = (Vec::new(), Vec::new());
-        Self { blocks, trunk, heads, dim, start: 0, hidden: Vec::new(), told: Vec::new() }
+        Self { blocks, trunk, heads, dim, start: 0, hidden: Vec::new(), states: Vec::new() }
     }
 
     /// Lets go what `heads` heads have no more use for before a pass that begins at position `next`.
@@ -33,7 +33,7 @@ impl<T: Real> Told<T> {
         let start = next.saturating_sub(heads).max(self.start);
         let rows = (start - self.start) * self.dim;
         self.hidden.drain(..rows.min(self.hidden.len()));
-        self.told.drain(..rows.min(self.told.len()));
+        self.states.drain(..rows.min(self.states.len()));
         self.start = start;
     }
 
@@ -44,7 +44,7 @@ impl<T: Real> Told<T> {
 
     /// Takes a row of what is told.
     pub(crate) fn push_told(&mut self, row: &[T]) {
-        self.told.extend_from_slice(row);
+        self.states.extend_from_slice(row);
     }
 
     /// Forgets all positions from `len` on.
@@ -52,7 +52,7 @@ impl<T: Real> Told<T> {
         self.start = self.start.min(len);
         let rows = (len - self.start) * self.dim;
         self.hidden.truncate(rows);
-        self.told.truncate(rows);
+        self.states.truncate(rows);
     }
 
     /// Rows from position `read` on that head `index` can read.
@@ -61,7 +61,7 @@ impl<T: Real> Told<T> {
             return 0;
         }
         let end = |rows: &[T]| self.start + rows.len() / self.dim;
-        end(&self.hidden).min(end(&self.told).saturating_sub(index)).saturating_sub(read)
+        end(&self.hidden).min(end(&self.states).saturating_sub(index)).saturating_sub(read)
     }
 
     pub(crate) fn hidden(&self, position: usize) -> &[T] {
@@ -69,6 +69,6 @@ impl<T: Real> Told<T> {
     }
 
     pub(crate) fn told(&self, position: usize) -> &[T] {
-        &self.told[(position - self.start) * self.dim..][..self.dim]
+        &self.states[(position - self.start) * self.dim..][..self.dim]
     }
 }

@@ -51,7 +51,6 @@ mod options;
 mod pace;
 mod rows;
 mod sampler;
-mod stacked_heads;
 mod tensor_engine;
 mod tensor_told;
 

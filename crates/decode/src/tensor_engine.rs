@@ -1,13 +1,12 @@
 //! Any model on any device, in libtorch's operators.
 
-use foretoken_heads::{HeadContext, MultiTokenModel, Tap};
+use foretoken_heads::{Error as HeadsError, HeadContext, MultiTokenModel, StackedHeads, Tap};
 use foretoken_kernels::{KvCache, linear};
 use foretoken_trunk::TrunkCache;
 use tch::{Kind, Tensor, no_grad};
 
 use crate::Result;
 use crate::engine::Engine;
-use crate::stacked_heads::StackedHeads;
 use crate::tensor_told::Told;
 
 /// Rows of a prompt that go through the model together: bounds the memory of attention scores.
@@ -35,8 +34,8 @@ pub(crate) struct TensorEngine<'m> {
     trunk: TrunkCache,
     /// Of head 0, and of the others where they are not stacked.
     heads: Vec<Option<KvCache>>,
-    /// The drafting heads of the last text, where they can be stacked.
-    stacked: Option<StackedHeads>,
+    /// The drafting heads of the last text, where they can be stacked, and their cache.
+    stacked: Option<(StackedHeads, KvCache)>,
     /// Trunk output of the rows of the last pass that are still there, `[1, rows, dim]`.
     hidden: Tensor,
     /// What the unembedding read for head 0 at these rows, `[1, rows, dim]`.
@@ -99,8 +98,8 @@ impl<'m> TensorEngine<'m> {
 
     /// What the unembedding reads for the last row of heads 1 to `heads`: `[heads, dim]`.
     fn drafts(&mut self, heads: usize) -> Result<Tensor> {
-        if let Some(stacked) = &mut self.stacked {
-            let outputs = stacked.forward(&self.hidden, &self.model)?;
+        if let Some((stacked, cache)) = &mut self.stacked {
+            let outputs = stacked.last_rows(&self.hidden, &self.model.trunk().rotary, cache)?;
             return Ok(self.model.normed(&outputs.f_narrow(0, 0, heads as i64)?)?);
         }
         let mut rows = Vec::with_capacity(heads);
@@ -156,8 +155,17 @@ impl<'m> TensorEngine<'m> {
     /// Stacks as many drafting heads as a text needs, unless they are stacked already; gives them
     /// caches of their own where they cannot be.
     fn prepare(&mut self, heads: usize) -> Result<()> {
-        if self.stacked.as_ref().map_or(0, StackedHeads::len) != heads {
-            self.stacked = StackedHeads::new(&self.model, heads)?;
+        if heads > 0 && self.stacked.as_ref().map_or(0, |(stacked, _)| stacked.len()) != heads {
+            let context = self.model.config().architecture.context as i64;
+            let indices: Vec<usize> = (1..=heads).collect();
+            self.stacked = match self.model.stacked_heads(&indices) {
+                Ok(stacked) => {
+                    let cache = stacked.cache(context)?;
+                    Some((stacked, cache))
+                }
+                Err(HeadsError::NotAlike { .. }) => None,
+                Err(error) => return Err(error.into()),
+            };
         }
         if self.stacked.is_none() {
             let context = self.model.config().architecture.context as i64;
@@ -200,7 +208,7 @@ impl Engine for TensorEngine<'_> {
         self.trunk.truncate(0);
         self.heads.iter_mut().flatten().for_each(|cache| cache.truncate(0));
         self.told = self.model.told_blocks().map(Told::new);
-        self.stacked.iter_mut().for_each(StackedHeads::reset);
+        self.stacked.iter_mut().for_each(|(_, cache)| cache.truncate(0));
     }
 
     fn prefill(&mut self, tokens: &[u32], drafting: usize) -> Result<u32> {

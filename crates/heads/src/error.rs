@@ -47,6 +47,17 @@ pub enum Error {
         /// The type.
         kind: &'static str,
     },
+    /// Heads that cannot run as one.
+    #[error(
+        "head {head}, of type \"{kind}\", cannot run in one pass with the others: they have to be \
+         blocks of one shape over the trunk's output"
+    )]
+    NotAlike {
+        /// The head, from 0.
+        head: usize,
+        /// Its type.
+        kind: &'static str,
+    },
     /// Tokens that no draft vocabulary can be made of.
     #[error(
         "a draft vocabulary of {tokens} tokens for a model of {vocab}: name at least one, each once \

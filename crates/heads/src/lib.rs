@@ -48,6 +48,7 @@ mod model;
 mod new_folder;
 mod registry;
 mod source;
+mod stacked;
 
 pub use block_head::BlockHead;
 pub use config::{HeadsConfig, ModelConfig};
@@ -62,3 +63,4 @@ pub use model::{ModelParts, MultiTokenModel};
 pub use new_folder::NewFolder;
 pub use registry::{BuildHead, Registry};
 pub use source::ModelSource;
+pub use stacked::StackedHeads;

@@ -239,7 +239,9 @@ impl MultiTokenModel {
         let mut all = Vec::with_capacity(self.heads.len());
         for (head, ahead) in (0..self.heads.len()).zip(0..) {
             let told = match self.head(head)?.told_blocks() {
-                Some(_) => self.told(&text)?.map(|told| told.f_narrow(1, ahead, seq)).transpose()?,
+                Some(_) => {
+                    self.told(&text)?.map(|told| told.f_narrow(1, ahead, seq)).transpose()?
+                }
                 None => None,
             };
             let state = self.head_hidden_told(head, &hidden, told.as_ref())?;

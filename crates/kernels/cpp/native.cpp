@@ -1,6 +1,7 @@
 // What Rust needs of libtorch and `tch` does not bind. Every function catches what libtorch
 // throws and returns it as a message that the caller frees; null means success.
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
@@ -99,6 +100,12 @@ char* foretoken_parallel(int64_t tasks, void (*body)(void*, int64_t), void* data
     });
   });
 }
+
+char* foretoken_allow_tf32(bool allow) {
+  return guarded([&] { at::globalContext().setAllowTF32CuBLAS(allow); });
+}
+
+bool foretoken_tf32_allowed() { return at::globalContext().allowTF32CuBLAS(); }
 
 bool foretoken_recording() { return at::GradMode::is_enabled(); }
 

@@ -208,14 +208,25 @@ pub fn cached_attention(
     let AttentionShape { heads, kv_heads, head_dim } = shape;
     let (groups, total) = (heads / kv_heads, start + new);
     let q = q.f_reshape([batch, kv_heads, groups * new, head_dim])?;
+    if new == 1 {
+        // Nothing is masked: the fused operator reads the cache where it lies, and copies nothing.
+        let out = Tensor::f_scaled_dot_product_attention(
+            &q,
+            &keys,
+            &values,
+            None::<&Tensor>,
+            0.0,
+            false,
+            None,
+            false,
+        )?;
+        return Ok(out.f_reshape([batch, 1, heads * head_dim])?);
+    }
     let scores = q.f_matmul(&keys.f_transpose(-1, -2)?)? / (head_dim as f64).sqrt();
-    let scores = if new == 1 {
-        scores
-    } else {
-        let future = Tensor::f_ones([new, total], (Kind::Bool, qkv.device()))?.f_triu(start + 1)?;
-        let apart = scores.f_view([batch, kv_heads, groups, new, total])?;
-        apart.f_masked_fill(&future, f64::NEG_INFINITY)?.f_view(scores.size().as_slice())?
-    };
+    let future = Tensor::f_ones([new, total], (Kind::Bool, qkv.device()))?.f_triu(start + 1)?;
+    let apart = scores.f_view([batch, kv_heads, groups, new, total])?;
+    let scores =
+        apart.f_masked_fill(&future, f64::NEG_INFINITY)?.f_view(scores.size().as_slice())?;
     let out = scores.f_softmax(-1, qkv.kind())?.f_matmul(&values)?;
     let out = out.f_view([batch, heads, new, head_dim])?.f_transpose(1, 2)?;
     Ok(out.f_reshape([batch, new, heads * head_dim])?)

@@ -8,7 +8,18 @@ use tch::Tensor;
 /// # Errors
 /// When the inner dimensions differ.
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    Ok(x.f_linear::<&Tensor>(weight, None)?)
+    let mut shape = x.size();
+    if shape.len() < 3 {
+        return Ok(x.f_linear::<&Tensor>(weight, None)?);
+    }
+    // As one matrix: of many short sequences libtorch would make a batch, with a copy of the weight
+    // for each.
+    let rows = x.f_flatten(0, -2)?;
+    let y = rows.f_linear::<&Tensor>(weight, None)?;
+    if let Some(last) = shape.last_mut() {
+        *last = y.size2()?.1;
+    }
+    Ok(y.f_reshape(shape)?)
 }
 
 /// x · weightᵀ + bias: `[…, in]`, `[out, in]`, `[out]` → `[…, out]`.

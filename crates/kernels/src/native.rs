@@ -25,6 +25,8 @@ unsafe extern "C" {
         body: extern "C" fn(*mut c_void, i64),
         data: *mut c_void,
     ) -> *mut c_char;
+    fn foretoken_allow_tf32(allow: bool) -> *mut c_char;
+    fn foretoken_tf32_allowed() -> bool;
     fn foretoken_recording() -> bool;
     fn foretoken_free(message: *mut c_char);
 }
@@ -131,6 +133,30 @@ extern "C" fn run_gradient(
 pub fn backward_from(output: &Tensor, gradient: &Tensor) -> Result<()> {
     // SAFETY: both are live tensors for the whole call.
     check(unsafe { foretoken_backward(output.as_ptr().cast_mut(), gradient.as_ptr().cast_mut()) })
+}
+
+/// Lets NVIDIA GPUs multiply float32 matrices in TF32, for the whole process: operands are rounded
+/// to 10 bits behind the point, sums stay in float32. Other devices pay no attention to it.
+///
+/// # Errors
+/// When libtorch refuses.
+///
+/// ```
+/// foretoken_kernels::allow_tf32(true)?;
+/// assert!(foretoken_kernels::tf32_allowed());
+/// foretoken_kernels::allow_tf32(false)?;
+/// assert!(!foretoken_kernels::tf32_allowed());
+/// # Ok::<(), foretoken_kernels::Error>(())
+/// ```
+pub fn allow_tf32(allow: bool) -> Result<()> {
+    // SAFETY: sets a flag of libtorch's.
+    check(unsafe { foretoken_allow_tf32(allow) })
+}
+
+/// Whether float32 matrices may be multiplied in TF32 ([`allow_tf32`]).
+pub fn tf32_allowed() -> bool {
+    // SAFETY: reads a flag of libtorch's.
+    unsafe { foretoken_tf32_allowed() }
 }
 
 /// Whether this thread records a graph, that is, not under `no_grad`.

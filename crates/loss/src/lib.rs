@@ -42,5 +42,5 @@ pub use error::{Error, Result};
 pub use foretoken_kernels::CrossEntropyOptions;
 pub use frozen_trunk::{FrozenStates, FrozenTrunkLoss, HeadTargets};
 pub use head_losses::HeadLosses;
-pub use multi_token::MultiTokenLoss;
+pub use multi_token::{HeadExecution, MultiTokenLoss};
 pub use weights::HeadWeights;

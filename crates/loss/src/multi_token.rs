@@ -31,6 +31,19 @@ pub struct MultiTokenLoss {
     cross_entropy: CrossEntropyOptions,
     factor: f64,
     recompute: bool,
+    execution: HeadExecution,
+}
+
+/// How the heads of a step run: the same mathematics, and the same gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HeadExecution {
+    /// One after the other, forward and backward (the paper's section 2): the activations of one
+    /// head at a time.
+    #[default]
+    Sequential,
+    /// All in one batched product over stacked weights, where they are blocks of one shape: the
+    /// fewest operators, for the activations of all heads. Logits still are one head's at a time.
+    Grouped,
 }
 
 impl MultiTokenLoss {
@@ -45,7 +58,8 @@ impl MultiTokenLoss {
     pub fn weighted(weights: Vec<f64>) -> Self {
         let offsets = (0..weights.len()).collect();
         let cross_entropy = CrossEntropyOptions::default();
-        Self { weights, offsets, cross_entropy, factor: 1.0, recompute: false }
+        let (factor, recompute, execution) = (1.0, false, HeadExecution::default());
+        Self { weights, offsets, cross_entropy, factor, recompute, execution }
     }
 
     /// Leap heads (after Liu et al. 2025, *L-MTP*): head i learns token t + 1 + `offsets[i]`. The
@@ -87,6 +101,12 @@ impl MultiTokenLoss {
     #[must_use]
     pub fn with_recompute(self, recompute: bool) -> Self {
         Self { recompute, ..self }
+    }
+
+    /// How heads run ([`HeadExecution`]).
+    #[must_use]
+    pub fn with_execution(self, execution: HeadExecution) -> Self {
+        Self { execution, ..self }
     }
 
     /// The same objective with the first `active` heads alone: the others have weight 0. A
@@ -146,7 +166,7 @@ impl MultiTokenLoss {
     ///
     /// # Errors
     /// When the objective does not suit the model ([`MultiTokenLoss::check`]), the rows are too
-    /// short, or a token is outside the vocabulary.
+    /// short, a token is outside the vocabulary, or heads that are to run as one are not alike.
     pub fn backward(&self, model: &MultiTokenModel, tokens: &Tensor) -> Result<HeadLosses> {
         let batch = self.batch(model, tokens)?;
         let trunk_output = match self.recompute {
@@ -154,24 +174,74 @@ impl MultiTokenLoss {
             true => model.hidden_recomputing(&batch.inputs)?,
         };
         let tap = trunk_output.detach().set_requires_grad(true);
-        let mut losses = Vec::with_capacity(self.weights.len());
-        // From the farthest head to the nearest, so that head 0, which all decoding needs, is the
-        // last to be touched and warm in the cache for the trunk's backward.
-        for (head, &weight) in self.weights.iter().enumerate().rev() {
-            if weight == 0.0 {
-                losses.push(None);
-                continue;
-            }
-            let both = batch.cross_entropy(model, head, &tap, &self.cross_entropy)?;
-            both.loss.f_mul_scalar(weight * self.factor)?.f_backward()?;
-            losses.push(Some(both.nats));
-        }
+        let losses = match self.execution {
+            HeadExecution::Sequential => self.one_by_one(model, &batch, &tap)?,
+            HeadExecution::Grouped => self.in_one_pass(model, &batch, &tap)?,
+        };
         let gradient = tap.f_grad()?;
         if gradient.defined() {
             backward_from(&trunk_output, &gradient)?;
         }
-        losses.reverse();
         HeadLosses::new(&losses, model.device())
+    }
+
+    /// Each head forward and backward, down to the gradient of `tap`; its losses.
+    fn one_by_one(
+        &self,
+        model: &MultiTokenModel,
+        batch: &Batch,
+        tap: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let mut losses: Vec<Option<Tensor>> = self.weights.iter().map(|_| None).collect();
+        // From the farthest head to the nearest, so that head 0, which all decoding needs, is the
+        // last to be touched and warm in the cache for the trunk's backward.
+        for head in self.learning().rev() {
+            let hidden = batch.hidden(model, head, tap)?;
+            losses[head] = Some(self.learn(model, batch, head, &hidden)?);
+        }
+        Ok(losses)
+    }
+
+    /// As [`MultiTokenLoss::one_by_one`], with all heads' states at a time.
+    fn in_one_pass(
+        &self,
+        model: &MultiTokenModel,
+        batch: &Batch,
+        tap: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let mut losses: Vec<Option<Tensor>> = self.weights.iter().map(|_| None).collect();
+        let heads: Vec<usize> = self.learning().collect();
+        if heads.is_empty() {
+            return Ok(losses);
+        }
+        let stacked = model.stacked_heads(&heads)?;
+        let states = model.normed(&stacked.forward(tap, &model.trunk().rotary)?)?;
+        let mut gradients = Vec::with_capacity(heads.len());
+        for (place, &head) in (0..).zip(&heads) {
+            let state = states.detach().f_select(0, place)?.set_requires_grad(true);
+            losses[head] = Some(self.learn(model, batch, head, &state.f_flatten(0, 1)?)?);
+            gradients.push(state.f_grad()?);
+        }
+        backward_from(&states, &Tensor::f_stack(&gradients, 0)?)?;
+        Ok(losses)
+    }
+
+    /// The heads that learn something.
+    fn learning(&self) -> impl DoubleEndedIterator<Item = usize> + '_ {
+        (0..self.weights.len()).filter(|&head| self.weights[head] != 0.0)
+    }
+
+    /// A head's loss backward from what the unembedding reads, `[batch · seq, dim]`; its nats.
+    fn learn(
+        &self,
+        model: &MultiTokenModel,
+        batch: &Batch,
+        head: usize,
+        hidden: &Tensor,
+    ) -> Result<Tensor> {
+        let both = batch.cross_entropy(model, head, hidden, &self.cross_entropy)?;
+        both.loss.f_mul_scalar(self.weights[head] * self.factor)?.f_backward()?;
+        Ok(both.nats)
     }
 
     /// The losses of all heads, without a graph, also of those that [`MultiTokenLoss::backward`]
@@ -184,9 +254,11 @@ impl MultiTokenLoss {
         let plain = CrossEntropyOptions::default();
         no_grad(|| {
             let trunk_output = model.hidden(&batch.inputs)?;
-            let losses = (0..self.weights.len())
-                .map(|head| Ok(Some(batch.cross_entropy(model, head, &trunk_output, &plain)?.nats)))
-                .collect::<Result<Vec<_>>>()?;
+            let nats = |head| {
+                let hidden = batch.hidden(model, head, &trunk_output)?;
+                Ok(Some(batch.cross_entropy(model, head, &hidden, &plain)?.nats))
+            };
+            let losses = (0..self.weights.len()).map(nats).collect::<Result<Vec<_>>>()?;
             HeadLosses::new(&losses, model.device())
         })
     }
@@ -265,15 +337,15 @@ impl Batch {
         Ok(self.tokens.f_narrow(1, first, self.seq)?.f_reshape([-1])?)
     }
 
+    /// The loss of a head from what the unembedding reads, `[batch · seq, dim]`.
     fn cross_entropy(
         &self,
         model: &MultiTokenModel,
         head: usize,
-        tap: &Tensor,
+        hidden: &Tensor,
         options: &CrossEntropyOptions,
     ) -> Result<CrossEntropy> {
-        let hidden = self.hidden(model, head, tap)?;
         let targets = self.targets(head)?;
-        Ok(linear_cross_entropy_with(&hidden, model.unembedding(), &targets, options)?)
+        Ok(linear_cross_entropy_with(hidden, model.unembedding(), &targets, options)?)
     }
 }

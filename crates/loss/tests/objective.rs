@@ -1,7 +1,7 @@
 //! The objective against its definition: one head at a time and all at once, values and gradients.
 
 use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
-use foretoken_loss::MultiTokenLoss;
+use foretoken_loss::{HeadExecution, MultiTokenLoss};
 use foretoken_trunk::Architecture;
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -88,9 +88,45 @@ proptest! {
         prop_assert!((sum - total.double_value(&[])).abs() < bound * 10.0);
         let difference = largest_relative_difference(&one_by_one, &at_once);
         prop_assert!(difference < bound, "gradients differ by {difference}");
+        let grouped = loss.clone().with_execution(HeadExecution::Grouped);
+        let in_one_pass = grouped.backward(&model, &tokens).unwrap().to_vec().unwrap();
+        let difference = largest_relative_difference(&take_gradients(&model), &at_once);
+        prop_assert!(difference < bound, "gradients in one pass differ by {difference}");
+        prop_assert!(losses.iter().zip(&in_one_pass).all(|(a, b)| (a - b).abs() < bound * 10.0));
         let evaluated = loss.evaluate(&model, &tokens).unwrap().to_vec().unwrap();
         prop_assert!(losses.iter().zip(&evaluated).all(|(a, b)| (a - b).abs() < 1e-5));
     }
+}
+
+#[test]
+fn heads_that_are_skipped_get_no_gradient_in_one_pass_either() {
+    let model = model(5, 3, 2, Kind::Double, 2);
+    let tokens = tokens(2, 7 + 3);
+    let loss = MultiTokenLoss::weighted(vec![1.0, 0.0, 0.5]);
+    for execution in [HeadExecution::Sequential, HeadExecution::Grouped] {
+        let losses = loss.clone().with_execution(execution).backward(&model, &tokens).unwrap();
+        let losses = losses.to_vec().unwrap();
+        assert!(losses[0].is_finite() && losses[1].is_nan() && losses[2].is_finite());
+        let parameters = model.head_parameters();
+        let learned = |head: &str| {
+            let of_head = parameters.iter().filter(|p| p.parts[0].name.starts_with(head));
+            let mut gradients = of_head.map(|p| p.tensor.grad());
+            gradients.any(|g| g.defined() && g.abs().max().double_value(&[]) > 0.0)
+        };
+        assert!(!learned("heads.1.") && learned("heads.2."), "{execution:?}");
+    }
+}
+
+#[test]
+fn heads_that_are_not_alike_cannot_run_as_one() {
+    let architecture =
+        Architecture { vocab: 40, dim: 24, layers: 4, ffn: 40, ..Architecture::default() };
+    let heads = HeadsConfig { kind: "medusa".into(), count: 2 };
+    let config = ModelConfig { architecture, heads, end_of_text: None };
+    let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 1).unwrap();
+    let loss = MultiTokenLoss::new(2).with_execution(HeadExecution::Grouped);
+    let error = loss.backward(&model, &tokens(1, 6)).unwrap_err().to_string();
+    assert!(error.contains("head 1") && error.contains("medusa"), "{error}");
 }
 
 #[test]

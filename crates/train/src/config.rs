@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use foretoken_heads::{HeadsConfig, ModelConfig};
-use foretoken_loss::HeadTargets;
+use foretoken_loss::{HeadExecution, HeadTargets};
 use foretoken_trunk::Architecture;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
@@ -128,6 +128,9 @@ pub struct HeadsSection {
     /// the training text; 0 for the whole vocabulary.
     #[serde(default)]
     pub draft_vocabulary: usize,
+    /// How the heads of a step run.
+    #[serde(default)]
+    pub execution: Execution,
 }
 
 impl Default for HeadsSection {
@@ -138,6 +141,7 @@ impl Default for HeadsSection {
             train: HeadTraining::default(),
             targets: TargetKind::default(),
             draft_vocabulary: 0,
+            execution: Execution::default(),
         }
     }
 }
@@ -170,6 +174,26 @@ impl From<TargetKind> for HeadTargets {
         match targets {
             TargetKind::Model => Self::Model,
             TargetKind::Text => Self::Text,
+        }
+    }
+}
+
+/// How the heads of a step run: the same mathematics, and the same gradients.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Execution {
+    /// One after the other (the default): the least memory.
+    #[default]
+    Sequential,
+    /// All in one batched product: the fewest operators. For heads of the type `block`.
+    Grouped,
+}
+
+impl From<Execution> for HeadExecution {
+    fn from(execution: Execution) -> Self {
+        match execution {
+            Execution::Sequential => Self::Sequential,
+            Execution::Grouped => Self::Grouped,
         }
     }
 }
@@ -376,6 +400,10 @@ pub struct TrainSection {
     /// `float32`, `float64` or `bfloat16`.
     #[serde(default = "default_precision")]
     pub precision: Precision,
+    /// Whether an NVIDIA GPU may multiply float32 matrices in TF32, several times faster with
+    /// operands of 10 bits behind the point. Of no effect elsewhere.
+    #[serde(default)]
+    pub tf32: bool,
     /// Parts that a step's batch is worked off in, one after the other: their gradients add up to
     /// those of the whole batch, and memory is that of a part.
     #[serde(default = "default_accumulate")]

@@ -146,6 +146,9 @@ pub enum Error {
     /// From the decoding layer.
     #[error(transparent)]
     Decode(#[from] foretoken_decode::Error),
+    /// From the kernels.
+    #[error(transparent)]
+    Kernel(#[from] foretoken_kernels::Error),
     /// From libtorch.
     #[error("libtorch: {0}")]
     Torch(String),

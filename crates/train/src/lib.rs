@@ -75,7 +75,7 @@ mod watch;
 mod written;
 
 pub use config::{
-    DataSection, HeadTraining, HeadsSection, ModelSection, MuonPrecision, OptimizerKind,
+    DataSection, Execution, HeadTraining, HeadsSection, ModelSection, MuonPrecision, OptimizerKind,
     OptimizerSection, Precision, ScheduleKind, TargetKind, TrainConfig, TrainSection,
 };
 pub use error::Error;

@@ -1,9 +1,9 @@
 //! From TOML text to a checked [`TrainConfig`]: `--set`, unknown keys, impossible combinations.
 
-use foretoken_heads::Registry;
+use foretoken_heads::{BlockHead, Registry};
 use toml::{Table, Value};
 
-use crate::config::{DataSection, HeadTraining, HeadsSection, TrainConfig};
+use crate::config::{DataSection, Execution, HeadTraining, HeadsSection, TrainConfig};
 use crate::loss_section::LossSection;
 use crate::{Error, schedule};
 
@@ -24,8 +24,11 @@ const KEYS: &[(&str, &[&str])] = &[
             "norm_eps",
         ],
     ),
-    ("heads", &["type", "count", "train", "targets", "draft_vocabulary"]),
-    ("data", &["corpus", "path", "tokenizer", "batches", "generated", "prompt_tokens", "temperature"]),
+    ("heads", &["type", "count", "train", "targets", "draft_vocabulary", "execution"]),
+    (
+        "data",
+        &["corpus", "path", "tokenizer", "batches", "generated", "prompt_tokens", "temperature"],
+    ),
     (
         "optimizer",
         &[
@@ -55,6 +58,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "seed",
             "checkpoint_every",
             "precision",
+            "tf32",
             "accumulate",
             "recompute",
             "keep",
@@ -304,6 +308,7 @@ fn check_heads_alone(config: &TrainConfig) -> Result<(), Error> {
         for (key, is_set) in [
             ("train.accumulate", config.train.accumulate != 1),
             ("train.recompute", config.train.recompute),
+            ("heads.execution", heads.execution != defaults.execution),
         ] {
             require(!is_set, key, || {
                 "is for heads.train = \"together\": heads alone take little memory".to_owned()
@@ -323,6 +328,10 @@ fn check_heads_alone(config: &TrainConfig) -> Result<(), Error> {
     ] {
         require(!set, key, || "is for heads.train = \"alone\"".to_owned())?;
     }
+    let alike = heads.kind == BlockHead::KIND;
+    require(alike || heads.execution == Execution::Sequential, "heads.execution", || {
+        format!("heads of the type \"{}\" cannot run in one pass: take \"sequential\"", heads.kind)
+    })?;
     Ok(())
 }
 

@@ -134,6 +134,7 @@ pub fn train(
 
 fn run(config: &TrainConfig, out: &Path, options: &TrainOptions) -> Result<TrainOutcome, Error> {
     recipe::check(config)?;
+    foretoken_kernels::allow_tf32(config.train.tf32)?;
     let first = options.group.as_ref().is_none_or(|group| group.rank() == 0);
     let several = options.group.as_ref().is_some_and(|group| group.size() > 1);
     require(!several || config.heads.train == HeadTraining::Together, "heads.train", || {

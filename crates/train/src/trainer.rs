@@ -77,7 +77,8 @@ impl Trainer {
             HeadTraining::Together => {
                 let parts = config.train.accumulate as f64;
                 let loss = config.loss.objective(config.heads.count).with_factor(1.0 / parts);
-                Objective::Together(loss.with_recompute(config.train.recompute))
+                let loss = loss.with_recompute(config.train.recompute);
+                Objective::Together(loss.with_execution(config.heads.execution.into()))
             }
             HeadTraining::Alone => {
                 let cache = StateCache::new(config, out.join("states"))?;

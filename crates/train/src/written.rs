@@ -9,7 +9,7 @@ use crate::Error;
 use crate::config::DataSection;
 
 /// Rows that are written at once: a pass costs little more for so many than for one.
-const ROWS: usize = 64;
+const ROWS: usize = 128;
 
 /// Which batches of the rounds of a training are in the model's own words.
 #[derive(Debug)]

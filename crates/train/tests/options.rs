@@ -42,6 +42,18 @@ fn blocks_that_are_computed_again_give_the_same_bits() {
 }
 
 #[test]
+fn heads_in_one_pass_learn_the_same() {
+    let place = Place::new();
+    let sets = ["train.precision=float64", "optimizer.type=adamw"];
+    place.train("one-by-one", &sets).unwrap();
+    place.train("one-pass", &[&sets[..], &["heads.execution=grouped"]].concat()).unwrap();
+    assert!(difference(&place, "one-by-one", "one-pass") < 1e-9);
+    let sets = ["heads.type=medusa", "heads.execution=grouped"].map(str::to_owned);
+    let error = TrainConfig::from_toml(common::RECIPE, &sets).unwrap_err().to_string();
+    assert!(error.contains("heads.execution") && error.contains("sequential"), "{error}");
+}
+
+#[test]
 fn training_in_bfloat16_learns_and_keeps_weights_in_32_bits() {
     let place = Place::new();
     let sets = ["train.steps=60", "train.checkpoint_every=30"];
