@@ -348,7 +348,7 @@ impl<T: Weight> CpuEngine<T> {
         let workspace = Workspace::new(shape, sizes.vocab, &sizes.rotary_frequencies(), room);
         let workspace = match told {
             None => workspace,
-            Some(_) => workspace.with_tokens(1),
+            Some(_) => workspace.with_told(),
         };
         Ok(Self {
             embedding,
@@ -420,7 +420,7 @@ impl<T: Weight> CpuEngine<T> {
         }
         for r in 0..rows {
             self.workspace.input(r).copy_from_slice(told.hidden(read + r));
-            self.workspace.next_token(r).copy_from_slice(told.told(read + r + index));
+            self.workspace.told(r).copy_from_slice(told.told(read + r + index));
         }
         let pass = Pass {
             rows,
@@ -432,8 +432,7 @@ impl<T: Weight> CpuEngine<T> {
             outputs: usize::from(draft),
             unembedding: self.drafting_unembedding.as_ref().unwrap_or(&self.unembedding),
         };
-        let heads = std::slice::from_ref(&told.heads[index - 1]);
-        self.workspace.run_told(pass, heads).first().copied()
+        self.workspace.run_told(pass, &told.heads[index - 1]).first().copied()
     }
 
     /// Drafts one token after the other, each told to the heads behind.

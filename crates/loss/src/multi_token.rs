@@ -174,74 +174,32 @@ impl MultiTokenLoss {
             true => model.hidden_recomputing(&batch.inputs)?,
         };
         let tap = trunk_output.detach().set_requires_grad(true);
-        let losses = match self.execution {
-            HeadExecution::Sequential => self.one_by_one(model, &batch, &tap)?,
-            HeadExecution::Grouped => self.in_one_pass(model, &batch, &tap)?,
+        let mut losses: Vec<Option<Tensor>> = self.weights.iter().map(|_| None).collect();
+        // A head's loss backward from what the unembedding reads, `[batch · seq, dim]`.
+        let mut learn = |head: usize, hidden: &Tensor| -> Result<()> {
+            let both = batch.cross_entropy(model, head, hidden, &self.cross_entropy)?;
+            both.loss.f_mul_scalar(self.weights[head] * self.factor)?.f_backward()?;
+            losses[head] = Some(both.nats);
+            Ok(())
         };
+        let learning = (0..self.weights.len()).filter(|&head| self.weights[head] != 0.0);
+        match self.execution {
+            // From the farthest head to the nearest, so that head 0, which all decoding needs, is
+            // the last to be touched and warm in the cache for the trunk's backward.
+            HeadExecution::Sequential => {
+                for head in learning.rev() {
+                    learn(head, &batch.hidden(model, head, &tap)?)?;
+                }
+            }
+            HeadExecution::Grouped => {
+                in_one_pass(model, &tap, &learning.collect::<Vec<_>>(), learn)?;
+            }
+        }
         let gradient = tap.f_grad()?;
         if gradient.defined() {
             backward_from(&trunk_output, &gradient)?;
         }
         HeadLosses::new(&losses, model.device())
-    }
-
-    /// Each head forward and backward, down to the gradient of `tap`; its losses.
-    fn one_by_one(
-        &self,
-        model: &MultiTokenModel,
-        batch: &Batch,
-        tap: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
-        let mut losses: Vec<Option<Tensor>> = self.weights.iter().map(|_| None).collect();
-        // From the farthest head to the nearest, so that head 0, which all decoding needs, is the
-        // last to be touched and warm in the cache for the trunk's backward.
-        for head in self.learning().rev() {
-            let hidden = batch.hidden(model, head, tap)?;
-            losses[head] = Some(self.learn(model, batch, head, &hidden)?);
-        }
-        Ok(losses)
-    }
-
-    /// As [`MultiTokenLoss::one_by_one`], with all heads' states at a time.
-    fn in_one_pass(
-        &self,
-        model: &MultiTokenModel,
-        batch: &Batch,
-        tap: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
-        let mut losses: Vec<Option<Tensor>> = self.weights.iter().map(|_| None).collect();
-        let heads: Vec<usize> = self.learning().collect();
-        if heads.is_empty() {
-            return Ok(losses);
-        }
-        let stacked = model.stacked_heads(&heads)?;
-        let states = model.normed(&stacked.forward(tap, &model.trunk().rotary)?)?;
-        let mut gradients = Vec::with_capacity(heads.len());
-        for (place, &head) in (0..).zip(&heads) {
-            let state = states.detach().f_select(0, place)?.set_requires_grad(true);
-            losses[head] = Some(self.learn(model, batch, head, &state.f_flatten(0, 1)?)?);
-            gradients.push(state.f_grad()?);
-        }
-        backward_from(&states, &Tensor::f_stack(&gradients, 0)?)?;
-        Ok(losses)
-    }
-
-    /// The heads that learn something.
-    fn learning(&self) -> impl DoubleEndedIterator<Item = usize> + '_ {
-        (0..self.weights.len()).filter(|&head| self.weights[head] != 0.0)
-    }
-
-    /// A head's loss backward from what the unembedding reads, `[batch · seq, dim]`; its nats.
-    fn learn(
-        &self,
-        model: &MultiTokenModel,
-        batch: &Batch,
-        head: usize,
-        hidden: &Tensor,
-    ) -> Result<Tensor> {
-        let both = batch.cross_entropy(model, head, hidden, &self.cross_entropy)?;
-        both.loss.f_mul_scalar(self.weights[head] * self.factor)?.f_backward()?;
-        Ok(both.nats)
     }
 
     /// The losses of all heads, without a graph, also of those that [`MultiTokenLoss::backward`]
@@ -305,6 +263,27 @@ impl MultiTokenLoss {
         let told = model.told(&tokens.f_narrow(1, 0, columns - 1)?.f_contiguous()?)?;
         Ok(Batch { inputs, tokens, told, seq, offsets: self.offsets.clone() })
     }
+}
+
+/// Lets `heads` learn from states that are computed as one, down to the gradient of `tap`.
+fn in_one_pass(
+    model: &MultiTokenModel,
+    tap: &Tensor,
+    heads: &[usize],
+    mut learn: impl FnMut(usize, &Tensor) -> Result<()>,
+) -> Result<()> {
+    if heads.is_empty() {
+        return Ok(());
+    }
+    let stacked = model.stacked_heads(heads)?;
+    let states = model.normed(&stacked.forward(tap, &model.trunk().rotary)?)?;
+    let mut gradients = Vec::with_capacity(heads.len());
+    for (place, &head) in (0..).zip(heads) {
+        let state = states.detach().f_select(0, place)?.set_requires_grad(true);
+        learn(head, &state.f_flatten(0, 1)?)?;
+        gradients.push(state.f_grad()?);
+    }
+    Ok(backward_from(&states, &Tensor::f_stack(&gradients, 0)?)?)
 }
 
 struct Batch {

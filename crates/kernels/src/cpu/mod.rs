@@ -19,7 +19,7 @@
 //!   its heads in one [`Pass`], without allocating: the trunk's blocks one after the other, then
 //!   heads that each read the trunk's output, of which only the last rows need to go the whole
 //!   way, then the unembedding and the best token of each row. [`DenseWeights`] are heads without
-//!   attention, over the final norm; [`TokenWeights`] tell heads the token after each row.
+//!   attention, over the final norm; [`TokenWeights`] tell heads the tokens before their targets.
 //!
 //! The threads of a workspace share columns and attention heads, between barriers that take a few
 //! hundred nanoseconds.

@@ -67,7 +67,7 @@ pub struct Workspace<T> {
     /// What the heads made of them, one head's rows after the other's.
     y: Rows<T>,
     dense: DenseRows<T>,
-    /// For heads that are told the next token.
+    /// For a head that is told tokens.
     told: Option<ToldRows<T>>,
     /// The logits of each row of `y`.
     logits: Rows<T>,
@@ -112,18 +112,18 @@ impl<T: Real> Workspace<T> {
         }
     }
 
-    /// Makes room for passes of [`Workspace::run_told`] with up to `heads` heads.
+    /// Makes room for passes of [`Workspace::run_told`].
     #[must_use]
-    pub fn with_tokens(mut self, heads: usize) -> Self {
-        self.told = Some(ToldRows::new(self.x.rows(), heads, self.x.width()));
+    pub fn with_told(mut self) -> Self {
+        self.told = Some(ToldRows::new(self.x.rows(), self.x.width()));
         self
     }
 
-    /// The embedding of the token after row `r`, for [`Workspace::run_told`].
+    /// What the head is told beside row `r`, for [`Workspace::run_told`].
     ///
     /// # Panics
     /// Where there is no room for such a row.
-    pub fn next_token(&mut self, r: usize) -> &mut [T] {
+    pub fn told(&mut self, r: usize) -> &mut [T] {
         match &mut self.told {
             Some(told) => told.tokens.row_mut(r),
             None => panic!("the workspace was made without room for tokens"),
@@ -154,11 +154,6 @@ impl<T: Real> Workspace<T> {
         self.logits.row(r)
     }
 
-    /// Most rows of a pass.
-    pub fn most_rows(&self) -> usize {
-        self.x.rows()
-    }
-
     /// Runs a pass and returns the token of the largest logit for each output row.
     ///
     /// A row's results have the same bits whatever other rows are in the pass.
@@ -166,20 +161,23 @@ impl<T: Real> Workspace<T> {
     /// # Panics
     /// Where the workspace has no room for the pass or its parts do not fit each other.
     pub fn run(&mut self, pass: Pass<'_, T>) -> &[u32] {
-        self.run_told(pass, &[])
+        self.run_with(pass, None)
     }
 
-    /// As [`Workspace::run`], with heads that are told the tokens in [`Workspace::next_token`], each
-    /// by its own `tokens`.
+    /// As [`Workspace::run`], with heads that are told what is in [`Workspace::told`], by `tokens`.
     ///
     /// # Panics
-    /// As [`Workspace::run`], and where there are neither no `tokens` nor as many as heads.
-    pub fn run_told(&mut self, pass: Pass<'_, T>, tokens: &[TokenWeights<T>]) -> &[u32] {
+    /// As [`Workspace::run`], and where the workspace was made without room for this.
+    pub fn run_told(&mut self, pass: Pass<'_, T>, tokens: &TokenWeights<T>) -> &[u32] {
+        self.run_with(pass, Some(tokens))
+    }
+
+    fn run_with(&mut self, pass: Pass<'_, T>, tokens: Option<&TokenWeights<T>>) -> &[u32] {
         let outputs = self.check(&pass);
         self.check_tokens(&pass, tokens);
         let Pass { rows, trunk, heads, unembedding, .. } = pass;
-        let told = self.told.as_ref().filter(|_| !tokens.is_empty());
-        let told = told.map(|told| (told.tokens.view(), told.inputs.view()));
+        let told = tokens.zip(self.told.as_ref());
+        let told = told.map(|(by, told)| (by, told.tokens.view(), told.inputs.view()));
         let (scratch, x, y, logits) =
             (self.scratch.view(), self.x.view(), self.y.view(), self.logits.view());
         let (rotary, best) = (&self.rotary, BestView(self.best.as_mut_ptr()));
@@ -201,19 +199,16 @@ impl<T: Real> Workspace<T> {
                     block.part(worker, &call(cache, x, x, rows));
                     worker.barrier();
                 }
-                if let Some((next, inputs)) = told {
-                    let normed = scratch.normed(worker);
-                    for (i, head) in tokens.iter().enumerate() {
-                        head.project(worker, next, normed, inputs.skip(i * rows), rows);
-                    }
+                if let Some((by, tokens, inputs)) = told {
+                    by.project(worker, tokens, scratch.normed(worker), inputs, rows);
                     worker.barrier();
-                    for j in worker.share(tokens.len() * rows) {
-                        tokens[j / rows].join(x.skip(j % rows), inputs.skip(j));
+                    for r in worker.share(rows) {
+                        by.join(x.skip(r), inputs.skip(r));
                     }
                     worker.barrier();
                 }
+                let x = told.map_or(x, |(_, _, inputs)| inputs);
                 for (i, (block, cache)) in heads.weights.iter().zip(head_caches).enumerate() {
-                    let x = told.map_or(x, |(_, inputs)| inputs.skip(i * rows));
                     let y = y.skip(i * pass.outputs);
                     block.part(worker, &call(cache, x, y, pass.outputs));
                 }
@@ -304,17 +299,11 @@ impl<T: Real> Workspace<T> {
     }
 
     /// Refuses tokens that there is no room for.
-    fn check_tokens(&self, pass: &Pass<'_, T>, tokens: &[TokenWeights<T>]) {
-        if tokens.is_empty() {
-            return;
-        }
+    fn check_tokens(&self, pass: &Pass<'_, T>, tokens: Option<&TokenWeights<T>>) {
+        let Some(tokens) = tokens else { return };
         let room = self.told.as_ref().map_or(0, |told| told.inputs.rows());
-        assert!(
-            tokens.len() == pass.heads.weights.len() && tokens.len() * pass.rows <= room,
-            "no room for what {} heads are told",
-            tokens.len()
-        );
-        assert!(tokens.iter().all(|head| head.dim() == self.x.width()), "heads of another width");
+        assert!(pass.rows <= room, "no room for what heads are told of {} rows", pass.rows);
+        assert_eq!(tokens.dim(), self.x.width(), "heads of another width");
     }
 
     /// An unembedding may be of a part of the vocabulary.

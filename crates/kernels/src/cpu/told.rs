@@ -1,4 +1,4 @@
-//! Heads that are told the next token: what their blocks read.
+//! Heads that are told tokens: what their blocks read.
 
 use super::aligned::{Rows, View};
 use super::linear::{PackedLinear, WeightFormat};
@@ -6,7 +6,7 @@ use super::norm::RmsNorm;
 use super::real::Real;
 use super::team::Worker;
 
-/// x = h + rms(h) · W · norm(e), for rows h and the embeddings e of the tokens after them.
+/// x = h + rms(h) · W · norm(m), for rows h and what is told beside them, m.
 pub struct TokenWeights<T> {
     norm: RmsNorm<T>,
     product: PackedLinear<T>,
@@ -31,7 +31,7 @@ impl<T: Real> TokenWeights<T> {
         self.product.inputs()
     }
 
-    /// This worker's columns of W · norm(e) for `rows` rows of `tokens`, by way of `normed`, which
+    /// This worker's columns of W · norm(m) for `rows` rows of `tokens`, by way of `normed`, which
     /// is the worker's own.
     ///
     /// # Safety
@@ -72,16 +72,16 @@ impl<T: Real> TokenWeights<T> {
     }
 }
 
-/// Room for the tokens' embeddings and for what the heads' blocks read.
+/// Room for what is told and for what the heads' blocks read.
 pub(super) struct ToldRows<T> {
-    /// A row for each new position.
+    /// m, a row for each new position.
     pub(super) tokens: Rows<T>,
-    /// One head's rows after the other's.
+    /// x, of the same positions.
     pub(super) inputs: Rows<T>,
 }
 
 impl<T: Real> ToldRows<T> {
-    pub(super) fn new(rows: usize, heads: usize, dim: usize) -> Self {
-        Self { tokens: Rows::new(rows, dim), inputs: Rows::new(rows * heads, dim) }
+    pub(super) fn new(rows: usize, dim: usize) -> Self {
+        Self { tokens: Rows::new(rows, dim), inputs: Rows::new(rows, dim) }
     }
 }
