@@ -75,6 +75,7 @@ fn report(outcome: &TrainOutcome, as_json: bool) -> anyhow::Result<()> {
         return output.json(&json!({
             "model": (!outcome.interrupted).then_some(&outcome.model_dir),
             "checkpoint": outcome.checkpoint,
+            "best_checkpoint": outcome.best_checkpoint,
             "interrupted": outcome.interrupted,
             "steps": outcome.steps,
             "tokens_seen": outcome.tokens_seen,
@@ -100,7 +101,14 @@ fn report(outcome: &TrainOutcome, as_json: bool) -> anyhow::Result<()> {
         outcome.steps,
         outcome.tokens_seen,
         outcome.tokens_per_second(),
-    ))
+    ))?;
+    match &outcome.best_checkpoint {
+        // The last one is the model itself.
+        Some(best) if Some(best) != outcome.checkpoint.as_ref() => {
+            output.line(&format!("{} did better on the validation split", best.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The command line that goes on with this run.

@@ -41,7 +41,8 @@ fn training_tells_in_json_what_it_came_to() {
     assert!(result["peak_memory_bytes"].as_u64().unwrap() > 1 << 20);
     assert!(result["parameters"].as_u64().unwrap() > 100_000);
     assert!(error_text(&output).contains("step 6/6"));
-    assert_eq!(place.names("run"), ["checkpoints", "metrics.jsonl", "model", "shards"]);
+    let files = [".lock", "checkpoints", "metrics.jsonl", "model", "shards"];
+    assert_eq!(place.names("run"), files);
     let lines = fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
     assert_eq!(lines.lines().count(), 6);
     let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();

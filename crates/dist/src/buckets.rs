@@ -147,16 +147,21 @@ impl Buckets {
         Ok(())
     }
 
+    /// Starts every range that was not started, whose elements all have their final values.
+    ///
+    /// # Errors
+    /// When a rank fails.
+    pub fn start_rest(&mut self) -> Result<()> {
+        let rest: Vec<usize> = (0..self.ranges.len()).filter(|&i| !self.started[i]).collect();
+        rest.into_iter().rev().try_for_each(|index| self.start(index))
+    }
+
     /// Starts what was not started, waits for all, divides by the number of ranks, and begins anew.
     ///
     /// # Errors
     /// When a rank fails, which ends the group.
     pub fn finish(&mut self) -> Result<()> {
-        for index in (0..self.ranges.len()).rev() {
-            if !self.started[index] {
-                self.start(index)?;
-            }
-        }
+        self.start_rest()?;
         self.works.drain(..).try_for_each(Work::wait)?;
         self.reset();
         let length = self.flat.size()[0];

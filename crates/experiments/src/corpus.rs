@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use foretoken_data::{
     CorpusSource, Manifest, PrepareOptions, Progress, SplitFractions, Tokenizer, prepare,
     python_code_root,
@@ -37,11 +37,21 @@ impl Prepared {
     }
 }
 
+/// Models of an experiment are judged by the corpus that they learned from.
+fn one_corpus(config: &TrainConfig) -> anyhow::Result<()> {
+    ensure!(
+        config.data.mixture.is_empty(),
+        "config.data.mixture: an experiment is judged by one corpus; name it in config.data.corpus"
+    );
+    Ok(())
+}
+
 /// Prepares the corpus that `config` names, where all experiments and presets find it again.
 pub(crate) fn training_corpus(
     options: &ReproduceOptions,
     config: &TrainConfig,
 ) -> anyhow::Result<Prepared> {
+    one_corpus(config)?;
     let source = match &config.data.path {
         Some(path) => CorpusSource::Path(path.clone()),
         None => CorpusSource::named(&config.data.corpus, options.corpus.as_deref())?,
@@ -67,6 +77,7 @@ pub(crate) fn corpus_for(
     tokenizer: Tokenizer,
     model: &str,
 ) -> anyhow::Result<Prepared> {
+    one_corpus(config)?;
     let source = CorpusSource::named(&config.data.corpus, options.corpus.as_deref())?;
     let name = config.data.corpus.as_str();
     let folder = shards(options, &format!("{name}-{model}"));

@@ -39,7 +39,7 @@ pub struct Informed<'h> {
 /// What the model lends its heads.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadContext<'a> {
-    /// The trunk's rotary tables.
+    /// The trunk's rotary tables, or those of rows of several documents.
     pub rotary: &'a Rotary,
     /// What heads are told that ask for it ([`Head::told_blocks`]), `[batch, seq, dim]`: the state of
     /// the token just before the one to predict, for each row.

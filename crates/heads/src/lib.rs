@@ -59,7 +59,7 @@ pub use head::{Dense, Head, HeadContext, Informed, Tap};
 pub use informed_head::InformedHead;
 pub use linear_head::LinearHead;
 pub use medusa_head::MedusaHead;
-pub use model::{ModelParts, MultiTokenModel};
+pub use model::{ModelPart, ModelParts, MultiTokenModel};
 pub use new_folder::NewFolder;
 pub use registry::{BuildHead, Registry};
 pub use source::ModelSource;

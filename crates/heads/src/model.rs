@@ -3,8 +3,8 @@
 use crate::{
     BlockHead, DraftVocabulary, Error, Head, HeadContext, ModelConfig, Registry, Result, Tap,
 };
-use foretoken_kernels::{linear, rms_norm};
-use foretoken_trunk::{Initialiser, Parameter, Role, Trunk};
+use foretoken_kernels::{Rotary, linear, rms_norm};
+use foretoken_trunk::{Initialiser, Parameter, Role, Trunk, TrunkPart};
 use tch::{Device, Kind, Tensor, no_grad};
 
 /// A multi-token model.
@@ -16,6 +16,17 @@ pub struct MultiTokenModel {
     pub(crate) final_norm: Tensor,
     pub(crate) unembedding: Tensor,
     pub(crate) draft_vocabulary: Option<DraftVocabulary>,
+}
+
+/// Weights whose gradients a backward pass completes together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelPart {
+    /// The head of this index.
+    Head(usize),
+    /// What all heads share: the final norm, and the unembedding where it is not the embedding.
+    Readout,
+    /// A block of the trunk, or its embedding.
+    Trunk(TrunkPart),
 }
 
 /// A model taken apart, for those who turn its weights into another form piece by piece.
@@ -156,15 +167,6 @@ impl MultiTokenModel {
         Ok(self.trunk.forward(tokens, None)?)
     }
 
-    /// As [`MultiTokenModel::hidden`], keeping of each block its input alone for the backward pass
-    /// ([`Trunk::forward_recomputing`]).
-    ///
-    /// # Errors
-    /// As [`MultiTokenModel::hidden`].
-    pub fn hidden_recomputing(&self, tokens: &Tensor) -> Result<Tensor> {
-        Ok(self.trunk.forward_recomputing(tokens)?)
-    }
-
     /// After how many of the trunk's blocks drafting heads are told the tokens before their targets
     /// ([`Head::told_blocks`]); `None` where they are told nothing.
     pub fn told_blocks(&self) -> Option<usize> {
@@ -181,7 +183,16 @@ impl MultiTokenModel {
     /// # Errors
     /// When a token is outside the vocabulary or the sequence longer than the context.
     pub fn told(&self, tokens: &Tensor) -> Result<Option<Tensor>> {
-        let told = |blocks| no_grad(|| self.trunk.early(tokens, None, blocks));
+        self.told_within(tokens, &self.trunk.rotary)
+    }
+
+    /// As [`MultiTokenModel::told`], for rows of several documents
+    /// ([`Rotary::within_documents`]).
+    ///
+    /// # Errors
+    /// As [`MultiTokenModel::told`], and when `rotary` is for other rows.
+    pub fn told_within(&self, tokens: &Tensor, rotary: &Rotary) -> Result<Option<Tensor>> {
+        let told = |blocks| no_grad(|| self.trunk.early_within(tokens, rotary, blocks));
         Ok(self.told_blocks().map(told).transpose()?)
     }
 
@@ -214,8 +225,21 @@ impl MultiTokenModel {
         hidden: &Tensor,
         told: Option<&Tensor>,
     ) -> Result<Tensor> {
+        self.head_hidden_within(head, hidden, HeadContext { rotary: &self.trunk.rotary, told })
+    }
+
+    /// As [`MultiTokenModel::head_hidden_told`], with rotary tables that may be for rows of several
+    /// documents ([`Rotary::within_documents`]).
+    ///
+    /// # Errors
+    /// As [`MultiTokenModel::head_hidden_told`], and when `context.rotary` is for other rows.
+    pub fn head_hidden_within(
+        &self,
+        head: usize,
+        hidden: &Tensor,
+        context: HeadContext<'_>,
+    ) -> Result<Tensor> {
         let module = self.head(head)?;
-        let context = HeadContext { rotary: &self.trunk.rotary, told };
         match module.tap() {
             Tap::TrunkOutput => self.normed(&module.forward(hidden, context, None)?),
             Tap::FinalHidden => {
@@ -321,19 +345,37 @@ impl MultiTokenModel {
     /// Trunk, head 0, final norm and unembedding, where it is not the embedding: a stock Llama.
     pub(crate) fn stock_parameters(&self) -> Vec<Parameter> {
         let mut all = self.trunk.parameters();
-        let last = self.trunk.blocks.len();
-        all.extend(self.heads[0].parameters(&format!("model.layers.{last}.")));
-        all.push(Parameter::whole(&self.final_norm, Role::Vector, "model.norm.weight"));
-        if !self.config.architecture.tied {
-            all.push(Parameter::whole(&self.unembedding, Role::Unembedding, "lm_head.weight"));
-        }
+        all.extend(self.part_parameters(ModelPart::Head(0)));
+        all.extend(self.part_parameters(ModelPart::Readout));
         all
     }
 
     /// The weights of the heads beyond the first.
     pub fn head_parameters(&self) -> Vec<Parameter> {
-        let extra = self.heads.iter().enumerate().skip(1);
-        extra.flat_map(|(i, head)| head.parameters(&format!("heads.{i}."))).collect()
+        let extra = 1..self.heads.len();
+        extra.flat_map(|head| self.part_parameters(ModelPart::Head(head))).collect()
+    }
+
+    /// The weights of one part, named as in [`MultiTokenModel::parameters`]; none where the model has
+    /// no such part.
+    pub fn part_parameters(&self, part: ModelPart) -> Vec<Parameter> {
+        match part {
+            ModelPart::Head(head) => {
+                let prefix = match head {
+                    0 => format!("model.layers.{}.", self.trunk.blocks.len()),
+                    _ => format!("heads.{head}."),
+                };
+                self.heads.get(head).map_or_else(Vec::new, |head| head.parameters(&prefix))
+            }
+            ModelPart::Readout => {
+                let norm = Parameter::whole(&self.final_norm, Role::Vector, "model.norm.weight");
+                let unembedding =
+                    || Parameter::whole(&self.unembedding, Role::Unembedding, "lm_head.weight");
+                let untied = !self.config.architecture.tied;
+                std::iter::once(norm).chain(untied.then(unembedding)).collect()
+            }
+            ModelPart::Trunk(part) => self.trunk.part_parameters(part),
+        }
     }
 
     /// Numbers that are trained, in all.

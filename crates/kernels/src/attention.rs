@@ -73,14 +73,16 @@ impl AttentionShape {
     }
 }
 
-/// softmax(q kᵀ / √d + causal mask) v with rotary positions from 0, d the width of a head.
+/// softmax(q kᵀ / √d + causal mask) v with rotary positions from 0, d the width of a head. Rows of
+/// several documents can be kept apart ([`Rotary::within_documents`]).
 ///
 /// `qkv`: the joint projection, `[batch, seq, (heads + 2·kv_heads)·head_dim]`, taken by value
 /// because the fused path turns its queries and keys in place; returns `[batch, seq,
 /// heads·head_dim]`.
 ///
 /// # Errors
-/// When the width does not match `shape` or the sequence is longer than the rotary tables.
+/// When the width does not match `shape`, the sequence is longer than the rotary tables, or these
+/// are for other rows of documents.
 #[allow(clippy::needless_pass_by_value)] // the caller's tensor is spent
 pub fn causal_attention(qkv: Tensor, shape: AttentionShape, rotary: &Rotary) -> Result<Tensor> {
     let (batch, seq) = shape.check(&qkv)?;
@@ -92,6 +94,7 @@ pub fn causal_attention(qkv: Tensor, shape: AttentionShape, rotary: &Rotary) -> 
     if !fusable(&[&qkv, &rotary.cos]) {
         return causal_attention_reference(&qkv, shape, rotary);
     }
+    let mask = rotary.mask(batch, seq)?;
     let mut turned = qkv.detach().contiguous();
     let (cos, sin) = (rotary.cos.shallow_clone(), rotary.sin.shallow_clone());
     turn(&mut turned, shape, &cos, &sin, 1.0);
@@ -104,7 +107,7 @@ pub fn causal_attention(qkv: Tensor, shape: AttentionShape, rotary: &Rotary) -> 
             &v,
             0.0,
             true,
-            None::<&Tensor>,
+            mask.as_ref(),
             None,
         )
     })?;
@@ -122,7 +125,7 @@ pub fn causal_attention(qkv: Tensor, shape: AttentionShape, rotary: &Rotary) -> 
             &log_sums,
             0.0,
             true,
-            None::<&Tensor>,
+            mask.as_ref(),
             None,
         )?;
         let parts = [dq, shape.sum_groups(dk)?, shape.sum_groups(dv)?];
@@ -171,13 +174,23 @@ pub fn causal_attention_reference(
     let (batch, seq) = shape.check(qkv)?;
     let [q, k, v] = shape.split(qkv)?;
     let (q, k) = (rotary.apply(&q, 0)?, rotary.apply(&k, 0)?);
+    // The operator takes a mask or the word "causal", not both.
+    let mask = match rotary.mask(batch, seq)? {
+        Some(apart) => {
+            let future = Tensor::f_ones([seq, seq], (Kind::Bool, qkv.device()))?.f_triu(1)?;
+            Some(apart.f_masked_fill(&future, f64::NEG_INFINITY)?.f_to_kind(qkv.kind())?)
+        }
+        None => None,
+    };
+    let causal = mask.is_none();
+    let (k, v) = (shape.repeat(&k)?, shape.repeat(&v)?);
     let out = Tensor::f_scaled_dot_product_attention(
         &q,
-        &shape.repeat(&k)?,
-        &shape.repeat(&v)?,
-        None::<&Tensor>,
+        &k,
+        &v,
+        mask.as_ref(),
         0.0,
-        true,
+        causal,
         None,
         false,
     )?;

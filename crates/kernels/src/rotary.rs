@@ -25,7 +25,13 @@ pub struct Rotary {
     pub(crate) cos: Tensor,
     /// `[positions, head_dim / 2]`
     pub(crate) sin: Tensor,
+    /// `[batch, 1, seq, seq]`, added to the scores of an attention over whole rows.
+    mask: Option<Tensor>,
 }
+
+/// What is added to the score of a position that is not to be seen: in softmax as good as −∞,
+/// but no source of NaN where a whole block of keys is hidden.
+const HIDDEN: f64 = -1e30;
 
 impl Rotary {
     /// Tables for heads of `head_dim` coordinates and `positions` positions.
@@ -68,13 +74,62 @@ impl Rotary {
         let angles =
             Tensor::f_arange(positions, (Kind::Double, Device::Cpu))?.f_outer(&frequencies)?;
         let table = |t: Tensor| t.f_to_kind(accumulator(kind))?.f_to_device(device);
-        Ok(Self { cos: table(angles.cos())?, sin: table(angles.sin())? })
+        Ok(Self { cos: table(angles.cos())?, sin: table(angles.sin())?, mask: None })
+    }
+
+    /// The same tables for an attention over rows of several documents each: of the positions up to
+    /// its own, each sees those of its own document alone. `documents`: `[batch, seq]`, a number for
+    /// each position. For [`causal_attention`](crate::causal_attention); a cache has one document.
+    ///
+    /// ```
+    /// use foretoken_kernels::{AttentionShape, Rotary, causal_attention};
+    /// use tch::{Device, IndexOp, Kind, Tensor};
+    ///
+    /// let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 8 };
+    /// let rotary = Rotary::new(8, 10_000.0, 16, Kind::Float, Device::Cpu)?;
+    /// let two = rotary.within_documents(&Tensor::from_slice(&[0i64, 0, 0, 1, 1]).view([1, 5]))?;
+    /// let qkv = Tensor::randn([1, 5, shape.qkv_width()], (Kind::Float, Device::Cpu));
+    /// let both = causal_attention(qkv.copy(), shape, &two)?;
+    /// // Angles count from one position to another: where a document begins does not matter.
+    /// let alone = causal_attention(qkv.i((.., 3.., ..)).copy(), shape, &rotary)?;
+    /// assert!(both.i((.., 3.., ..)).allclose(&alone, 1e-4, 1e-5, false));
+    /// # Ok::<(), foretoken_kernels::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When `documents` has other than two dimensions.
+    pub fn within_documents(&self, documents: &Tensor) -> Result<Self> {
+        let (batch, seq) = documents.size2()?;
+        let documents = documents.f_to_device(self.cos.device())?;
+        let rows = documents.f_view([batch, 1, seq, 1])?;
+        let hidden = rows.f_ne_tensor(&documents.f_view([batch, 1, 1, seq])?)?;
+        let seen = Tensor::f_zeros([batch, 1, seq, seq], (self.cos.kind(), self.cos.device()))?;
+        Ok(Self { mask: Some(seen.f_masked_fill(&hidden, HIDDEN)?), ..self.share() })
+    }
+
+    /// What is added to the scores of `batch` rows of `seq` positions, if anything: as many rows as
+    /// the documents were given for, or these several times over.
+    pub(crate) fn mask(&self, batch: i64, seq: i64) -> Result<Option<Tensor>> {
+        let Some(mask) = &self.mask else { return Ok(None) };
+        let (rows, _, positions, _) = mask.size4()?;
+        if positions != seq || rows == 0 || batch % rows != 0 {
+            return Err(Error::Shape {
+                what: "rows of several documents",
+                expected: format!("[{rows}, {positions}], for which their documents are known"),
+                found: format!("[{batch}, {seq}]"),
+            });
+        }
+        match batch / rows {
+            1 => Ok(Some(mask.shallow_clone())),
+            times => Ok(Some(mask.f_repeat([times, 1, 1, 1])?)),
+        }
     }
 
     /// The same tables: the tensors are these.
     #[must_use]
     pub fn share(&self) -> Self {
-        Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
+        let mask = self.mask.as_ref().map(Tensor::shallow_clone);
+        Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone(), mask }
     }
 
     /// Positions that the tables reach.

@@ -6,6 +6,9 @@ pub enum Error {
     /// The model refused its input.
     #[error(transparent)]
     Model(#[from] foretoken_heads::Error),
+    /// The trunk refused its input.
+    #[error(transparent)]
+    Trunk(#[from] foretoken_trunk::Error),
     /// A kernel refused its input.
     #[error(transparent)]
     Kernel(#[from] foretoken_kernels::Error),
@@ -51,6 +54,16 @@ pub enum Error {
         expected: &'static str,
         /// What it is.
         found: f64,
+    },
+    /// Documents that are not those of the tokens.
+    #[error(
+        "tokens of shape {expected:?} with documents of shape {found:?}: give each token its document"
+    )]
+    Documents {
+        /// Shape of the tokens.
+        expected: Vec<i64>,
+        /// Shape of the documents.
+        found: Vec<i64>,
     },
     /// A batch without a single position that has all its targets.
     #[error("a batch of {columns} columns is too short: the heads' targets need at least {needed}")]

@@ -35,6 +35,7 @@ mod error;
 mod frozen_trunk;
 mod head_losses;
 mod multi_token;
+mod text_rows;
 mod weights;
 
 pub use curriculum::Curriculum;
@@ -43,4 +44,5 @@ pub use foretoken_kernels::CrossEntropyOptions;
 pub use frozen_trunk::{FrozenStates, FrozenTrunkLoss, HeadTargets};
 pub use head_losses::HeadLosses;
 pub use multi_token::{HeadExecution, MultiTokenLoss};
+pub use text_rows::TextRows;
 pub use weights::HeadWeights;

@@ -1,9 +1,9 @@
 //! Weighted sum of the heads' cross-entropies.
 
-use crate::{Error, HeadLosses, Result};
-use foretoken_heads::MultiTokenModel;
+use crate::{Error, HeadLosses, Result, TextRows};
+use foretoken_heads::{HeadContext, ModelPart, MultiTokenModel};
 use foretoken_kernels::{
-    CrossEntropy, CrossEntropyOptions, backward_from, linear_cross_entropy_with,
+    CrossEntropy, CrossEntropyOptions, IGNORED, Rotary, backward_from, linear_cross_entropy_with,
     linear_cross_entropy_with_reference,
 };
 use tch::{Kind, Tensor, no_grad};
@@ -96,8 +96,8 @@ impl MultiTokenLoss {
     }
 
     /// Whether the trunk's blocks are computed again in the backward pass instead of being kept from
-    /// the forward pass ([`MultiTokenModel::hidden_recomputing`]): the same gradients for more time
-    /// and less memory.
+    /// the forward pass ([`Trunk::segments`](foretoken_trunk::Trunk::segments)): the same gradients
+    /// for more time and less memory.
     #[must_use]
     pub fn with_recompute(self, recompute: bool) -> Self {
         Self { recompute, ..self }
@@ -160,25 +160,42 @@ impl MultiTokenLoss {
     /// Adds the objective's gradients to those of the model's parameters, head by head, and
     /// returns the losses, those of skipped heads left out.
     ///
-    /// `tokens`: `[batch, seq + reach]` int64 ([`MultiTokenLoss::reach`]; without leaps that is
-    /// `seq + heads`). Position t < seq reads tokens ≤ t; head i's target there is token
-    /// t + 1 + offset i.
+    /// `rows`: tokens `[batch, seq + reach]` int64 ([`MultiTokenLoss::reach`]; without leaps that is
+    /// `seq + heads`), or [`TextRows`]. Position t < seq reads tokens ≤ t; head i's target there is
+    /// token t + 1 + offset i.
     ///
     /// # Errors
     /// When the objective does not suit the model ([`MultiTokenLoss::check`]), the rows are too
     /// short, a token is outside the vocabulary, or heads that are to run as one are not alike.
-    pub fn backward(&self, model: &MultiTokenModel, tokens: &Tensor) -> Result<HeadLosses> {
-        let batch = self.batch(model, tokens)?;
-        let trunk_output = match self.recompute {
-            false => model.hidden(&batch.inputs)?,
-            true => model.hidden_recomputing(&batch.inputs)?,
-        };
-        let tap = trunk_output.detach().set_requires_grad(true);
+    pub fn backward(
+        &self,
+        model: &MultiTokenModel,
+        rows: impl Into<TextRows>,
+    ) -> Result<HeadLosses> {
+        self.backward_telling(model, rows, |_| {})
+    }
+
+    /// As [`MultiTokenLoss::backward`]; `done` hears of each part of the model as soon as its gradients
+    /// are complete, while those of others are still to be computed: several processes exchange them
+    /// meanwhile. Heads come first, the embedding last; heads of weight 0 are not mentioned.
+    ///
+    /// # Errors
+    /// As [`MultiTokenLoss::backward`].
+    pub fn backward_telling(
+        &self,
+        model: &MultiTokenModel,
+        rows: impl Into<TextRows>,
+        mut done: impl FnMut(ModelPart),
+    ) -> Result<HeadLosses> {
+        let batch = self.batch(model, &rows.into())?;
+        let segments = model.trunk().segments(&batch.inputs, &batch.rotary, self.recompute)?;
+        let tap = segments.output().detach().set_requires_grad(true);
         let mut losses: Vec<Option<Tensor>> = self.weights.iter().map(|_| None).collect();
         // A head's loss backward from what the unembedding reads, `[batch · seq, dim]`.
         let mut learn = |head: usize, hidden: &Tensor| -> Result<()> {
             let both = batch.cross_entropy(model, head, hidden, &self.cross_entropy)?;
-            both.loss.f_mul_scalar(self.weights[head] * self.factor)?.f_backward()?;
+            let factor = self.weights[head] * self.factor * batch.counted(head)?;
+            both.loss.f_mul_scalar(factor)?.f_backward()?;
             losses[head] = Some(both.nats);
             Ok(())
         };
@@ -189,15 +206,20 @@ impl MultiTokenLoss {
             HeadExecution::Sequential => {
                 for head in learning.rev() {
                     learn(head, &batch.hidden(model, head, &tap)?)?;
+                    // Heads that read the final hidden state go through head 0, the last to learn.
+                    done(ModelPart::Head(head));
                 }
             }
             HeadExecution::Grouped => {
-                in_one_pass(model, &tap, &learning.collect::<Vec<_>>(), learn)?;
+                let learning: Vec<usize> = learning.collect();
+                in_one_pass(model, &batch.rotary, &tap, &learning, learn)?;
+                learning.into_iter().rev().for_each(|head| done(ModelPart::Head(head)));
             }
         }
+        done(ModelPart::Readout);
         let gradient = tap.f_grad()?;
         if gradient.defined() {
-            backward_from(&trunk_output, &gradient)?;
+            segments.backward(&gradient, |part| done(ModelPart::Trunk(part)))?;
         }
         HeadLosses::new(&losses, model.device())
     }
@@ -207,11 +229,15 @@ impl MultiTokenLoss {
     ///
     /// # Errors
     /// As [`MultiTokenLoss::backward`].
-    pub fn evaluate(&self, model: &MultiTokenModel, tokens: &Tensor) -> Result<HeadLosses> {
-        let batch = self.batch(model, tokens)?;
+    pub fn evaluate(
+        &self,
+        model: &MultiTokenModel,
+        rows: impl Into<TextRows>,
+    ) -> Result<HeadLosses> {
+        let batch = self.batch(model, &rows.into())?;
         let plain = CrossEntropyOptions::default();
         no_grad(|| {
-            let trunk_output = model.hidden(&batch.inputs)?;
+            let trunk_output = batch.hidden_whole(model)?;
             let nats = |head| {
                 let hidden = batch.hidden(model, head, &trunk_output)?;
                 Ok(Some(batch.cross_entropy(model, head, &hidden, &plain)?.nats))
@@ -226,9 +252,13 @@ impl MultiTokenLoss {
     ///
     /// # Errors
     /// As [`MultiTokenLoss::backward`].
-    pub fn all_at_once(&self, model: &MultiTokenModel, tokens: &Tensor) -> Result<Tensor> {
-        let batch = self.batch(model, tokens)?;
-        let trunk_output = model.hidden(&batch.inputs)?;
+    pub fn all_at_once(
+        &self,
+        model: &MultiTokenModel,
+        rows: impl Into<TextRows>,
+    ) -> Result<Tensor> {
+        let batch = self.batch(model, &rows.into())?;
+        let trunk_output = batch.hidden_whole(model)?;
         let mut weighted = Vec::with_capacity(self.weights.len());
         for (head, &weight) in self.weights.iter().enumerate() {
             if weight == 0.0 {
@@ -241,7 +271,8 @@ impl MultiTokenLoss {
                 &batch.targets(head)?,
                 &self.cross_entropy,
             )?;
-            weighted.push(loss.f_mul_scalar(weight * self.factor)?);
+            let factor = weight * self.factor * batch.counted(head)?;
+            weighted.push(loss.f_mul_scalar(factor)?);
         }
         if weighted.is_empty() {
             return Ok(Tensor::f_zeros([0i64; 0], (Kind::Float, model.device()))?);
@@ -250,24 +281,74 @@ impl MultiTokenLoss {
         Ok(all.f_sum(all.kind())?)
     }
 
-    fn batch(&self, model: &MultiTokenModel, tokens: &Tensor) -> Result<Batch> {
-        self.check(model.heads().len())?;
-        let (_, columns) = tokens.size2()?;
-        let reach = i64::try_from(self.reach()).unwrap_or(i64::MAX);
-        let seq = columns - reach;
+    /// For each head the positions of `rows` that have a target for it: all, or in rows of several
+    /// documents those whose target is of their own. What a mean over several batches weighs their
+    /// losses by.
+    ///
+    /// # Errors
+    /// When the rows are too short.
+    pub fn targets(&self, rows: &TextRows) -> Result<Vec<f64>> {
+        let (batch, columns) = rows.tokens.size2()?;
+        let seq = self.seq(columns)?;
+        let Some(documents) = &rows.documents else {
+            return Ok(vec![(batch * seq) as f64; self.offsets.len()]);
+        };
+        let count = |&offset: &usize| {
+            let inside = outside(documents, offset as i64 + 1, seq)?.f_logical_not()?;
+            Ok(inside.f_sum(Kind::Double)?.f_double_value(&[])?)
+        };
+        self.offsets.iter().map(count).collect()
+    }
+
+    /// Positions of rows of so many tokens.
+    fn seq(&self, columns: i64) -> Result<i64> {
+        let seq = columns - i64::try_from(self.reach()).unwrap_or(i64::MAX);
         if seq < 1 {
             return Err(Error::Columns { columns, needed: self.reach().saturating_add(1) });
         }
+        Ok(seq)
+    }
+
+    fn batch(&self, model: &MultiTokenModel, rows: &TextRows) -> Result<Batch> {
+        self.check(model.heads().len())?;
+        let tokens = &rows.tokens;
+        let (_, columns) = tokens.size2()?;
+        let seq = self.seq(columns)?;
         let tokens = tokens.f_to_device(model.device())?;
         let inputs = tokens.f_narrow(1, 0, seq)?.f_contiguous()?;
-        let told = model.told(&tokens.f_narrow(1, 0, columns - 1)?.f_contiguous()?)?;
-        Ok(Batch { inputs, tokens, told, seq, offsets: self.offsets.clone() })
+        let before_last = |of: &Tensor| of.f_narrow(1, 0, columns - 1)?.f_contiguous();
+        let documents = match &rows.documents {
+            Some(documents) => {
+                rows.check(documents)?;
+                Some(documents.f_to_device(model.device())?)
+            }
+            None => None,
+        };
+        // Heads are told positions beyond those that are learned from.
+        let own = &model.trunk().rotary;
+        let (rotary, told) = match &documents {
+            None => (own.share(), model.told(&before_last(&tokens)?)?),
+            Some(documents) => {
+                let rotary =
+                    own.within_documents(&documents.f_narrow(1, 0, seq)?.f_contiguous()?)?;
+                let told = match model.told_blocks() {
+                    Some(_) => {
+                        let longer = own.within_documents(&before_last(documents)?)?;
+                        model.told_within(&before_last(&tokens)?, &longer)?
+                    }
+                    None => None,
+                };
+                (rotary, told)
+            }
+        };
+        Ok(Batch { inputs, tokens, documents, rotary, told, seq, offsets: self.offsets.clone() })
     }
 }
 
 /// Lets `heads` learn from states that are computed as one, down to the gradient of `tap`.
 fn in_one_pass(
     model: &MultiTokenModel,
+    rotary: &Rotary,
     tap: &Tensor,
     heads: &[usize],
     mut learn: impl FnMut(usize, &Tensor) -> Result<()>,
@@ -276,7 +357,7 @@ fn in_one_pass(
         return Ok(());
     }
     let stacked = model.stacked_heads(heads)?;
-    let states = model.normed(&stacked.forward(tap, &model.trunk().rotary)?)?;
+    let states = model.normed(&stacked.forward(tap, rotary)?)?;
     let mut gradients = Vec::with_capacity(heads.len());
     for (place, &head) in (0..).zip(heads) {
         let state = states.detach().f_select(0, place)?.set_requires_grad(true);
@@ -286,11 +367,22 @@ fn in_one_pass(
     Ok(backward_from(&states, &Tensor::f_stack(&gradients, 0)?)?)
 }
 
+/// Which of the first `seq` positions have, `ahead` tokens on, a token of another document than
+/// their own, or are of none: `[batch, seq]`.
+fn outside(documents: &Tensor, ahead: i64, seq: i64) -> Result<Tensor> {
+    let (own, theirs) = (documents.f_narrow(1, 0, seq)?, documents.f_narrow(1, ahead, seq)?);
+    Ok(own.f_ne_tensor(&theirs)?.f_logical_or(&own.f_eq(TextRows::PADDING)?)?)
+}
+
 struct Batch {
     /// `[batch, seq]`
     inputs: Tensor,
     /// `[batch, seq + reach]`
     tokens: Tensor,
+    /// `[batch, seq + reach]`, in rows of several documents.
+    documents: Option<Tensor>,
+    /// For `inputs`.
+    rotary: Rotary,
     /// What heads are told of all tokens but the last, where they are told any.
     told: Option<Tensor>,
     seq: i64,
@@ -307,13 +399,35 @@ impl Batch {
     ) -> Result<Tensor> {
         let before = self.offsets[head] as i64;
         let told = self.told.as_ref().map(|told| told.f_narrow(1, before, self.seq)).transpose()?;
-        Ok(model.head_hidden_told(head, trunk_output, told.as_ref())?.f_flatten(0, 1)?)
+        let context = HeadContext { rotary: &self.rotary, told: told.as_ref() };
+        Ok(model.head_hidden_within(head, trunk_output, context)?.f_flatten(0, 1)?)
     }
 
-    /// Targets of a head: `[batch · seq]`.
+    /// The trunk output in one piece, `[batch, seq, dim]`.
+    fn hidden_whole(&self, model: &MultiTokenModel) -> Result<Tensor> {
+        let trunk = model.trunk();
+        Ok(trunk.early_within(&self.inputs, &self.rotary, trunk.blocks.len())?)
+    }
+
+    /// Targets of a head: `[batch · seq]`; those of another document are to be ignored.
     fn targets(&self, head: usize) -> Result<Tensor> {
         let first = self.offsets[head] as i64 + 1;
-        Ok(self.tokens.f_narrow(1, first, self.seq)?.f_reshape([-1])?)
+        let targets = self.tokens.f_narrow(1, first, self.seq)?;
+        let targets = match &self.documents {
+            Some(documents) => {
+                targets.f_masked_fill(&outside(documents, first, self.seq)?, IGNORED)?
+            }
+            None => targets,
+        };
+        Ok(targets.f_reshape([-1])?)
+    }
+
+    /// The share of the positions that have a target: losses are means over these, and gradients of
+    /// parts of a batch are to add up to the batch's.
+    fn counted(&self, head: usize) -> Result<f64> {
+        let Some(documents) = &self.documents else { return Ok(1.0) };
+        let outside = outside(documents, self.offsets[head] as i64 + 1, self.seq)?;
+        Ok(1.0 - outside.f_mean(Kind::Double)?.f_double_value(&[])?)
     }
 
     /// The loss of a head from what the unembedding reads, `[batch · seq, dim]`.

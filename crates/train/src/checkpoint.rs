@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 
 use foretoken_data::Tokenizer;
 use foretoken_heads::MultiTokenModel;
-use foretoken_trunk::io::{read_safetensors, write_atomically, write_safetensors};
+use foretoken_trunk::io::{SafetensorsFiles, write_atomically, write_safetensors_in_turn};
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
 
 use crate::config::TrainConfig;
 use crate::folder::{is_partial, remove, replace_folder};
@@ -23,8 +22,13 @@ pub(crate) const HEADS: &str = "heads.safetensors";
 const VERSION: u32 = 1;
 
 /// Keys that may change when a training goes on.
-const FREE_KEYS: [&str; 4] =
-    ["train.steps", "train.checkpoint_every", "train.keep", "train.validate"];
+const FREE_KEYS: [&str; 5] = [
+    "train.steps",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.validate",
+    "train.shard_optimizer",
+];
 
 /// `training.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,11 +109,10 @@ impl TrainingState {
 }
 
 /// What a checkpoint gives back: beside the model, `M`, what a resume needs.
-#[derive(Debug)]
 pub(crate) struct Loaded<M> {
     pub(crate) state: TrainingState,
     pub(crate) model: M,
-    pub(crate) optimizer: Vec<(String, Tensor)>,
+    pub(crate) optimizer: SafetensorsFiles,
 }
 
 /// The checkpoints of a training, `step-N` each.
@@ -151,7 +154,7 @@ impl Checkpoints {
             .map_err(|source| Error::Write { path: self.folder.clone(), source })?;
         replace_folder(&path, |folder| {
             write_model(folder)?;
-            write_safetensors(&folder.join(OPTIMIZER), &optimizer.state()?)?;
+            write_optimizer(optimizer, &folder.join(OPTIMIZER))?;
             let json = serde_json::to_vec_pretty(state).map_err(|error| Error::Write {
                 path: folder.join(TRAINING),
                 source: error.into(),
@@ -231,6 +234,20 @@ pub(crate) fn save_model(
     Ok(tokenizer.save(&folder.join(TOKENIZER))?)
 }
 
+/// Writes the moments tensor by tensor: other processes may have parts of them.
+fn write_optimizer(optimizer: &Optimizer, path: &Path) -> Result<(), Error> {
+    let entries = optimizer.state_entries();
+    Ok(write_safetensors_in_turn(path, &entries, &[], |put| {
+        let mut write = |_, moments| {
+            put(&moments).map_err(|source| Error::Write { path: path.to_owned(), source })
+        };
+        optimizer.each_moment(&mut write).map_err(|error| match error {
+            Error::Write { source, .. } => source,
+            other => std::io::Error::other(other.to_string()),
+        })
+    })?)
+}
+
 fn load<M>(
     path: &Path,
     read_model: &mut impl FnMut(&Path) -> Result<M, Error>,
@@ -239,7 +256,7 @@ fn load<M>(
     Ok(Loaded {
         state: read_state(path)?,
         model: read_model(path)?,
-        optimizer: read_safetensors(&path.join(OPTIMIZER))?,
+        optimizer: SafetensorsFiles::open(&[&path.join(OPTIMIZER)])?,
     })
 }
 

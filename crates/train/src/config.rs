@@ -198,6 +198,34 @@ impl From<Execution> for HeadExecution {
     }
 }
 
+/// What becomes of the borders between documents.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Documents {
+    /// Rows are windows of the stream of all documents, and attention goes over their borders (the
+    /// default).
+    #[default]
+    Joined,
+    /// The same windows, but each token sees and predicts its own document alone.
+    Apart,
+    /// Rows are whole documents side by side, each seen by itself alone, and padded.
+    Packed,
+}
+
+/// `[[data.mixture]]`: a corpus among several.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MixturePart {
+    /// A corpus by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corpus: Option<String>,
+    /// A text file, a folder of text or a `.jsonl` file, instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Its rows among all, over the sum of the weights.
+    pub weight: f64,
+}
+
 /// `[data]`: the text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -208,9 +236,15 @@ pub struct DataSection {
     /// A text file, a folder of text or a `.jsonl` file, used instead of `corpus`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// Several corpora with their weights, instead of one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mixture: Vec<MixturePart>,
     /// `bytes`, or the path of a `tokenizer.json`.
     #[serde(default = "default_tokenizer")]
     pub tokenizer: String,
+    /// What becomes of the borders between documents.
+    #[serde(default)]
+    pub documents: Documents,
     /// Goes round in so many batches instead of the whole text; 0 for the whole text. What a model
     /// that stays as it is makes of them is then computed once and kept on disk.
     #[serde(default)]
@@ -233,7 +267,9 @@ impl Default for DataSection {
         Self {
             corpus: default_corpus(),
             path: None,
+            mixture: Vec::new(),
             tokenizer: default_tokenizer(),
+            documents: Documents::default(),
             batches: 0,
             generated: 0.0,
             prompt_tokens: default_prompt_tokens(),
@@ -412,6 +448,10 @@ pub struct TrainSection {
     /// the forward pass: a third more time for far less memory.
     #[serde(default)]
     pub recompute: bool,
+    /// Whether each of several processes keeps the optimiser's state of a share of the weights alone
+    /// and moves these (`ZeRO-1`), instead of all doing the same for all. May change on a resume.
+    #[serde(default = "default_shard_optimizer")]
+    pub shard_optimizer: bool,
     /// Checkpoints that are kept, the newest ones; the best is kept beside them.
     #[serde(default = "default_keep")]
     pub keep: usize,
@@ -547,6 +587,9 @@ fn default_checkpoint_every() -> u64 {
 }
 fn default_accumulate() -> usize {
     1
+}
+fn default_shard_optimizer() -> bool {
+    true
 }
 fn default_keep() -> usize {
     3

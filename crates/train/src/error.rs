@@ -90,6 +90,12 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// A run that another process is at.
+    #[error("another training writes to {} at this moment; wait for its end, or choose another --out", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A folder that couldn't be saved.
     #[error("cannot save {}: {reason}; nothing that was there before is lost: free some space or choose another --out, then go on with --resume", path.display())]
     Save {

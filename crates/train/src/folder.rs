@@ -1,6 +1,6 @@
 //! Folders that appear whole or not at all.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use foretoken_trunk::io::sync_folder;
@@ -9,6 +9,21 @@ use crate::Error;
 
 /// Ends the names of folders that are being written or replaced.
 const PARTIAL: &str = ".partial";
+
+/// Keeps other trainings out of `out` until the file is dropped or the process ends, however it
+/// ends. Some network file systems have no locks: there it is the user who must not start two.
+pub(crate) fn lock(out: &Path) -> Result<File, Error> {
+    let path = out.join(".lock");
+    let file = File::create(&path).map_err(|source| Error::Write { path: path.clone(), source })?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(Error::InUse { path: out.to_owned() }),
+        Err(TryLockError::Error(error)) => {
+            tracing::warn!("{} cannot be locked: {error}", path.display());
+        }
+    }
+    Ok(file)
+}
 
 /// Lets `fill` write a folder beside `path`, then puts it in `path`'s place.
 pub(crate) fn replace_folder(

@@ -75,8 +75,9 @@ mod watch;
 mod written;
 
 pub use config::{
-    DataSection, Execution, HeadTraining, HeadsSection, ModelSection, MuonPrecision, OptimizerKind,
-    OptimizerSection, Precision, ScheduleKind, TargetKind, TrainConfig, TrainSection,
+    DataSection, Documents, Execution, HeadTraining, HeadsSection, MixturePart, ModelSection,
+    MuonPrecision, OptimizerKind, OptimizerSection, Precision, ScheduleKind, TargetKind,
+    TrainConfig, TrainSection,
 };
 pub use error::Error;
 pub use flops::StepFlops;

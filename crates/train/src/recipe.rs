@@ -1,9 +1,10 @@
 //! From TOML text to a checked [`TrainConfig`]: `--set`, unknown keys, impossible combinations.
 
 use foretoken_heads::{BlockHead, Registry};
+use foretoken_loss::Curriculum;
 use toml::{Table, Value};
 
-use crate::config::{DataSection, Execution, HeadTraining, HeadsSection, TrainConfig};
+use crate::config::{DataSection, Documents, Execution, HeadTraining, HeadsSection, TrainConfig};
 use crate::loss_section::LossSection;
 use crate::{Error, schedule};
 
@@ -27,7 +28,17 @@ const KEYS: &[(&str, &[&str])] = &[
     ("heads", &["type", "count", "train", "targets", "draft_vocabulary", "execution"]),
     (
         "data",
-        &["corpus", "path", "tokenizer", "batches", "generated", "prompt_tokens", "temperature"],
+        &[
+            "corpus",
+            "path",
+            "mixture",
+            "tokenizer",
+            "documents",
+            "batches",
+            "generated",
+            "prompt_tokens",
+            "temperature",
+        ],
     ),
     (
         "optimizer",
@@ -61,6 +72,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "tf32",
             "accumulate",
             "recompute",
+            "shard_optimizer",
             "keep",
             "validate",
         ],
@@ -219,6 +231,7 @@ pub(crate) fn check(config: &TrainConfig) -> Result<(), Error> {
     }
     check_heads_alone(config)?;
     check_written_text(config)?;
+    check_mixture(&config.data)?;
     let train = &config.train;
     positive("train.steps", train.steps)?;
     check_optimizer(config)?;
@@ -230,6 +243,10 @@ pub(crate) fn check(config: &TrainConfig) -> Result<(), Error> {
         format!("train.batch = {} cannot be divided into {parts} equal parts", train.batch)
     })?;
     config.loss.check(config.heads.count)?;
+    let (heads, curriculum) = (config.heads.count as u64, config.loss.curriculum);
+    require(train.steps >= heads || curriculum == Curriculum::None, "loss.curriculum", || {
+        format!("train.steps = {} leave {heads} heads no step each", train.steps)
+    })?;
     let context = config.model.context;
     require(train.sequence <= context || context == 0, "train.sequence", || {
         format!("{} tokens are more than model.context = {}", train.sequence, config.model.context)
@@ -309,10 +326,9 @@ fn check_heads_alone(config: &TrainConfig) -> Result<(), Error> {
             ("train.accumulate", config.train.accumulate != 1),
             ("train.recompute", config.train.recompute),
             ("heads.execution", heads.execution != defaults.execution),
+            ("data.documents", config.data.documents != Documents::default()),
         ] {
-            require(!is_set, key, || {
-                "is for heads.train = \"together\": heads alone take little memory".to_owned()
-            })?;
+            require(!is_set, key, || "is for heads.train = \"together\": leave it out".to_owned())?;
         }
         require(config.model.init_from.is_some(), "heads.train", || {
             "heads can be trained alone on a pretrained model only: name one in model.init_from"
@@ -332,6 +348,24 @@ fn check_heads_alone(config: &TrainConfig) -> Result<(), Error> {
     require(alike || heads.execution == Execution::Sequential, "heads.execution", || {
         format!("heads of the type \"{}\" cannot run in one pass: take \"sequential\"", heads.kind)
     })?;
+    Ok(())
+}
+
+/// Several corpora stand in the place of one.
+fn check_mixture(data: &DataSection) -> Result<(), Error> {
+    let one = data.path.is_some() || data.corpus != DataSection::default().corpus;
+    require(data.mixture.is_empty() || !one, "data.mixture", || {
+        "several corpora take the place of data.corpus and data.path: leave these out".to_owned()
+    })?;
+    for (number, part) in (1..).zip(&data.mixture) {
+        require(part.corpus.is_some() != part.path.is_some(), "data.mixture", || {
+            format!("part {number} needs a corpus by name or a path, one of the two")
+        })?;
+        let weight = part.weight;
+        require(weight.is_finite() && weight > 0.0, "data.mixture", || {
+            format!("part {number} has the weight {weight}: give a number over 0")
+        })?;
+    }
     Ok(())
 }
 
@@ -427,7 +461,7 @@ pub(crate) fn flatten(config: &TrainConfig) -> Result<Vec<(String, String)>, Err
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ScheduleKind;
+    use crate::config::{MixturePart, ScheduleKind};
 
     const SMALL: &str = "[model]\nlayers = 4\nattention_heads = 2\ndim = 64\nffn = 128\n\
         context = 128\n[heads]\ncount = 2\n[train]\nsteps = 40\nbatch = 4\nsequence = 64\n";
@@ -493,11 +527,19 @@ mod tests {
             ("optimizer.learning_rate=-1", "optimizer.learning_rate"),
             ("optimizer.clip=nan", "optimizer.clip"),
             ("optimizer.beta2=1", "optimizer.beta2"),
+            ("loss.offsets=[0, 0]", "loss.offsets"),
         ] {
             let message = error(SMALL, &[set]);
             assert!(message.starts_with(&format!("`{key}`")), "{set}: {message}");
             assert_eq!(message.lines().count(), 1);
         }
+    }
+
+    #[test]
+    fn a_curriculum_needs_a_step_for_each_head() {
+        let message = error(SMALL, &["train.steps=1", "loss.curriculum=forward"]);
+        assert!(message.starts_with("`loss.curriculum`"), "{message}");
+        assert!(parse(SMALL, "r.toml", &["train.steps=1".to_owned()]).is_ok());
     }
 
     #[test]
@@ -545,6 +587,7 @@ mod tests {
         config.model.kv_heads = Some(2);
         config.model.head_dim = Some(32);
         config.data.path = Some("x".into());
+        config.data.mixture = vec![MixturePart { corpus: None, path: None, weight: 1.0 }];
         (config.loss.ratio, config.loss.lambda) = (Some(1.0), Some(1.0));
         config.loss.offsets = Some(vec![0]);
         let mut ours: Vec<String> = KEYS

@@ -8,12 +8,13 @@ use std::time::Instant;
 
 use foretoken_dist::ProcessGroup;
 use foretoken_heads::{MultiTokenModel, Registry};
-use tch::{Device, Tensor};
+use foretoken_trunk::io::SafetensorsFiles;
+use tch::Device;
 
 use crate::checkpoint::{Checkpoints, HEADS, Loaded, TrainingState, save_model};
 use crate::config::{HeadTraining, TrainConfig};
 use crate::corpus::Corpus;
-use crate::folder::{recover, replace_folder};
+use crate::folder::{lock, recover, replace_folder};
 use crate::metrics::MetricsFile;
 use crate::progress::Progress;
 use crate::recipe::require;
@@ -142,6 +143,8 @@ fn run(config: &TrainConfig, out: &Path, options: &TrainOptions) -> Result<Train
     })?;
     let checkpoints = Checkpoints::new(out.join("checkpoints"));
     let model_dir = out.join("model");
+    fs::create_dir_all(out).map_err(|source| Error::Write { path: out.to_owned(), source })?;
+    let _lock = if first { Some(lock(out)?) } else { None };
     if first {
         recover(&model_dir)?;
     }
@@ -151,12 +154,11 @@ fn run(config: &TrainConfig, out: &Path, options: &TrainOptions) -> Result<Train
     if !options.resume && (model_dir.exists() || !checkpoints.steps()?.is_empty()) {
         return Err(Error::Occupied { path: out.to_owned() });
     }
-    fs::create_dir_all(out).map_err(|source| Error::Write { path: out.to_owned(), source })?;
     let shards = options.shards_dir.clone().unwrap_or_else(|| out.join("shards"));
     let start = Start::new(config)?;
     let root = options.corpus_root.as_deref();
     let corpus = Corpus::prepare(config, start.tokenizer.clone(), &shards, root)?;
-    let fresh = TrainingState::new(config, &corpus.manifest.sha256);
+    let fresh = TrainingState::new(config, &corpus.sha256());
     let setup = Setup { config, options, out, start: &start, corpus: &corpus };
     let trainer = match config.heads.train {
         HeadTraining::Together => setup.together(&checkpoints, fresh)?,
@@ -181,7 +183,7 @@ impl Setup<'_> {
         let (registry, device) = (&self.options.registry, self.options.device);
         self.start.model(
             self.config,
-            &self.corpus.train,
+            self.corpus,
             registry,
             self.config.train.precision.weights(),
             device,
@@ -230,14 +232,14 @@ impl Setup<'_> {
             }
             None => (fresh, None),
         };
-        self.trainer(model, state, optimizer.as_deref())
+        self.trainer(model, state, optimizer.as_ref())
     }
 
     fn trainer(
         &self,
         model: MultiTokenModel,
         state: TrainingState,
-        saved: Option<&[(String, Tensor)]>,
+        saved: Option<&SafetensorsFiles>,
     ) -> Result<Trainer, Error> {
         let Self { config, options, out, corpus, .. } = self;
         Trainer::new(config, corpus, model, state, saved, out, options)
@@ -263,9 +265,7 @@ impl Run<'_> {
         if !interrupted && self.first {
             let (trainer, tokenizer) = (&self.trainer, &self.corpus.tokenizer);
             replace_folder(&self.model_dir, |dir| save_model(&trainer.model, tokenizer, dir))?;
-            if let Some(shard) = &self.corpus.validation {
-                validation_loss = trainer.validation_loss(shard)?;
-            }
+            validation_loss = trainer.validation_loss()?;
             trainer.clear()?;
         }
         let state = &self.trainer.state;
@@ -335,7 +335,9 @@ impl Run<'_> {
             false => None,
         };
         let asked = options.progress || options.tensorboard;
-        let meter = (asked && !trainer.finished()).then(|| Meter::new(config, &trainer.model));
+        let processes = options.group.as_ref().map_or(1, ProcessGroup::size);
+        let meter = || Meter::new(config, &trainer.model, processes);
+        let meter = (asked && !trainer.finished()).then(meter);
         let metrics = MetricsFile::open(metrics, first)?;
         let progress = Progress::new(options.progress, first, config.train.steps);
         Ok(Watch { metrics, events, progress, meter })
@@ -349,11 +351,11 @@ impl Run<'_> {
     /// Writes a checkpoint and returns its step; in other processes than the first only the latter.
     fn save(&mut self) -> Result<u64, Error> {
         if !self.first {
+            // The first one writes what this one has of the optimiser's state.
+            self.trainer.optimizer.each_moment(&mut |_, _| Ok(()))?;
             return Ok(self.trainer.state.step);
         }
-        if let (Some(shard), 1..) = (&self.corpus.validation, self.config.train.validate) {
-            self.trainer.judge(shard)?;
-        }
+        self.trainer.judge()?;
         let (trainer, tokenizer) = (&self.trainer, &self.corpus.tokenizer);
         self.checkpoints.save(&trainer.state, &trainer.optimizer, |folder| {
             trainer.save_progress(tokenizer, folder)

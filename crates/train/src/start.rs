@@ -1,11 +1,14 @@
 //! Where a training starts: from seeded weights or from a pretrained model.
 
-use foretoken_data::{TokenShard, Tokenizer};
+use std::collections::HashMap;
+
+use foretoken_data::Tokenizer;
 use foretoken_heads::{ModelConfig, ModelSource, MultiTokenModel, Registry};
 use tch::{Device, Kind};
 
 use crate::Error;
 use crate::config::{HeadTraining, TrainConfig};
+use crate::corpus::Corpus;
 use crate::recipe::require;
 
 /// The tokenizer of a recipe, and the pretrained model that it came with.
@@ -23,12 +26,12 @@ impl Start {
         Ok(Self { tokenizer: source.tokenizer()?, source: Some(source) })
     }
 
-    /// The model before the first step, with its heads. `shard` is the training text, by which the
-    /// tokens of a draft vocabulary are chosen.
+    /// The model before the first step, with its heads. By `corpus` the tokens of a draft vocabulary
+    /// are chosen.
     pub(crate) fn model(
         &self,
         config: &TrainConfig,
-        shard: &TokenShard,
+        corpus: &Corpus,
         registry: &Registry,
         kind: Kind,
         device: Device,
@@ -53,7 +56,7 @@ impl Start {
         if config.heads.train == HeadTraining::Alone {
             let most = config.heads.draft_vocabulary;
             if most > 0 {
-                model.set_draft_vocabulary(Some(frequent(shard, most)?))?;
+                model.set_draft_vocabulary(Some(frequent(corpus, most)?))?;
             }
             model.freeze_stock(true);
         }
@@ -61,18 +64,24 @@ impl Start {
     }
 }
 
-/// The most frequent tokens of a text; among equally frequent ones those of the lower ids.
-fn frequent(shard: &TokenShard, most: usize) -> Result<Vec<u32>, Error> {
-    let mut counts = std::collections::HashMap::<u32, u64>::new();
-    for start in (0..shard.len()).step_by(COUNTED) {
-        let tokens = shard.tokens(start..(start + COUNTED).min(shard.len()))?;
-        for token in tokens {
-            *counts.entry(token).or_default() += 1;
+/// The most frequent tokens of the training text, each corpus by its weight; among equally frequent
+/// ones those of the lower ids.
+fn frequent(corpus: &Corpus, most: usize) -> Result<Vec<u32>, Error> {
+    let mut shares = HashMap::<u32, f64>::new();
+    for (shard, weight) in corpus.train() {
+        let mut counts = HashMap::<u32, u64>::new();
+        for start in (0..shard.len()).step_by(COUNTED) {
+            for token in shard.tokens(start..(start + COUNTED).min(shard.len()))? {
+                *counts.entry(token).or_default() += 1;
+            }
+        }
+        for (token, count) in counts {
+            *shares.entry(token).or_default() += weight * count as f64 / shard.len() as f64;
         }
     }
-    let mut counts: Vec<(u32, u64)> = counts.into_iter().collect();
-    counts.sort_unstable_by_key(|&(token, count)| (std::cmp::Reverse(count), token));
-    Ok(counts.into_iter().take(most).map(|(token, _)| token).collect())
+    let mut shares: Vec<(u32, f64)> = shares.into_iter().collect();
+    shares.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    Ok(shares.into_iter().take(most).map(|(token, _)| token).collect())
 }
 
 /// Tokens that are read at a time.

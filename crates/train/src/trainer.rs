@@ -5,15 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use foretoken_data::{Batches, Prefetch, TokenBatch, TokenShard, Tokenizer};
-use foretoken_dist::ProcessGroup;
-use foretoken_heads::MultiTokenModel;
-use foretoken_loss::{FrozenTrunkLoss, MultiTokenLoss};
-use tch::Tensor;
+use foretoken_data::{Batches, Prefetch, TokenBatch, Tokenizer};
+use foretoken_dist::{Destination, ProcessGroup};
+use foretoken_heads::{ModelPart, MultiTokenModel};
+use foretoken_loss::{FrozenTrunkLoss, MultiTokenLoss, TextRows};
+use foretoken_trunk::io::SafetensorsFiles;
+use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{HEADS, TrainingState, save_model};
 use crate::config::{HeadTraining, TrainConfig};
-use crate::corpus::{Corpus, sampler};
+use crate::corpus::{Corpus, Counted};
 use crate::recipe::require;
 use crate::states::StateCache;
 use crate::{Error, Optimizer, StepMetrics, TrainOptions, schedule_factor};
@@ -36,6 +37,8 @@ pub(crate) struct Trainer {
     batches: Arc<dyn Batches>,
     /// The steps' batches, or this process's rows of them, read ahead.
     ahead: Prefetch,
+    /// Batches of the validation splits, and how many there are; none where they are short.
+    validation: Option<Counted>,
     /// Those who train together; none for one process alone.
     group: Option<ProcessGroup>,
 }
@@ -59,7 +62,7 @@ impl Trainer {
         corpus: &Corpus,
         model: MultiTokenModel,
         state: TrainingState,
-        saved: Option<&[(String, Tensor)]>,
+        saved: Option<&SafetensorsFiles>,
         out: &Path,
         options: &TrainOptions,
     ) -> Result<Self, Error> {
@@ -85,24 +88,40 @@ impl Trainer {
                 Objective::Alone(FrozenTrunkLoss::new(config.heads.targets.into()), cache)
             }
         };
-        let mut optimizer = match &copy {
-            Some(copy) => {
-                Optimizer::with_copies(learned(&model), learned(copy), &config.optimizer)?
+        let copies = copy.as_ref().map(learned);
+        let section = &config.optimizer;
+        let mut optimizer = match (group, copies) {
+            (Some(group), copies) => {
+                let destination = match config.train.shard_optimizer {
+                    true => Destination::Owner,
+                    false => Destination::Everyone,
+                };
+                Optimizer::shared(learned(&model), copies, section, group, destination)?
             }
-            None => Optimizer::new(learned(&model), &config.optimizer)?,
+            (None, Some(copies)) => Optimizer::with_copies(learned(&model), copies, section)?,
+            (None, None) => Optimizer::new(learned(&model), section)?,
         };
         if let Some(saved) = saved {
-            optimizer.restore(saved, state.updates)?;
+            optimizer.restore_from(saved, state.updates)?;
         }
-        let batches: Arc<dyn Batches> = Arc::new(corpus.batches(config)?);
+        let batches = corpus.batches(config)?;
+        let validation = corpus.validation(config)?;
         let (steps, rounds) = (config.train.steps, config.data.batches);
         let places = (state.step..steps).map(move |step| place(step, rounds).0);
         let ahead = Prefetch::new(Arc::clone(&batches), places, rows(config, group)?, AHEAD)?;
-        if let Some(group) = group {
-            optimizer.share(group)?;
-        }
         let (config, group) = (config.clone(), group.cloned());
-        Ok(Self { config, model, copy, optimizer, state, objective, batches, ahead, group })
+        Ok(Self {
+            config,
+            model,
+            copy,
+            optimizer,
+            state,
+            objective,
+            batches,
+            ahead,
+            validation,
+            group,
+        })
     }
 
     /// The model that computes.
@@ -125,7 +144,13 @@ impl Trainer {
             None => self.batches.batch(index)?,
         };
         let losses = match &self.objective {
-            Objective::Together(loss) => self.backward(loss, &tensor(&batch)?)?,
+            Objective::Together(loss) => {
+                let (heads, steps) = (self.config.heads.count, self.config.train.steps);
+                let active = self.config.loss.curriculum.active_heads(heads, step, steps);
+                let loss = loss.active(active);
+                self.rest(active..heads);
+                self.backward(&loss, &text_rows(&batch, self.config.columns())?)?
+            }
             Objective::Alone(loss, cache) => {
                 let corpus = |index| tensor(&self.batches.batch(index)?);
                 let (tokens, states) = cache.batch(self.computing(), index, &corpus)?;
@@ -159,22 +184,39 @@ impl Trainer {
         })
     }
 
-    /// The gradients of a step, part by part, and the heads' losses.
-    fn backward(&self, loss: &MultiTokenLoss, tokens: &Tensor) -> Result<Vec<f64>, Error> {
-        let (heads, train) = (self.config.heads.count, &self.config.train);
-        let processes = self.group.as_ref().map_or(1, ProcessGroup::size) as f64;
-        let curriculum = self.config.loss.curriculum;
-        let loss = loss.active(curriculum.active_heads(heads, self.state.step, train.steps));
-        let parts = tokens.f_chunk(train.accumulate as i64, 0)?;
-        let mut sums = vec![0.0; heads];
-        for part in &parts {
-            let losses = loss.backward(self.computing(), part)?.to_vec()?;
-            for (sum, loss) in sums.iter_mut().zip(losses) {
-                *sum += loss / parts.len() as f64 / processes;
-            }
+    /// Lets heads that do not learn in this step stay as they are.
+    fn rest(&mut self, heads: Range<usize>) {
+        let model = self.copy.as_ref().unwrap_or(&self.model);
+        for head in heads {
+            self.optimizer.rest(&model.part_parameters(ModelPart::Head(head)));
         }
-        self.sum_up(&mut sums)?;
-        Ok(sums)
+    }
+
+    /// The gradients of a step, part by part, and the heads' losses. In a group gradients are on
+    /// their way to the others while the last part's backward pass still goes on.
+    fn backward(&mut self, loss: &MultiTokenLoss, rows: &TextRows) -> Result<Vec<f64>, Error> {
+        let model = self.copy.as_ref().unwrap_or(&self.model);
+        let optimizer = &mut self.optimizer;
+        let processes = self.group.as_ref().map_or(1, ProcessGroup::size);
+        let parts = rows.chunks(self.config.train.accumulate)?;
+        let mut means = Means::new(self.config.heads.count);
+        for (place, part) in (1..).zip(&parts) {
+            let losses = if processes > 1 && place == parts.len() {
+                let mut told = Ok(());
+                let losses = loss.backward_telling(model, part, |part| {
+                    if told.is_ok() {
+                        told = optimizer.ready(&model.part_parameters(part));
+                    }
+                })?;
+                told?;
+                losses
+            } else {
+                loss.backward(model, part)?
+            };
+            means.add(&losses.to_vec()?, &loss.targets(part)?);
+        }
+        self.sum_up(&mut means.0)?;
+        Ok(means.means())
     }
 
     /// Whether any of the processes wants to stop.
@@ -194,9 +236,10 @@ impl Trainer {
         Ok(())
     }
 
-    /// Judges the weights as they are by batches of `shard`, for the checkpoint that is written next.
-    pub(crate) fn judge(&mut self, shard: &Arc<TokenShard>) -> Result<(), Error> {
-        let losses = self.loss_on(shard, self.config.train.validate)?;
+    /// Judges the weights as they are by validation batches, if the recipe wants it, for the
+    /// checkpoint that is written next.
+    pub(crate) fn judge(&mut self) -> Result<(), Error> {
+        let losses = self.loss_on(self.config.train.validate)?;
         let mean = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
         self.state.validation_loss = (!losses.is_empty() && mean.is_finite()).then_some(mean);
         Ok(())
@@ -239,32 +282,56 @@ impl Trainer {
         }
     }
 
-    /// Mean loss of each head that is trained on batches of `shard`, without a step.
-    pub(crate) fn validation_loss(&self, shard: &Arc<TokenShard>) -> Result<Vec<f64>, Error> {
-        self.loss_on(shard, VALIDATION_BATCHES)
+    /// Mean loss of each head that is trained on batches of the validation split, without a step;
+    /// empty where it is too short.
+    pub(crate) fn validation_loss(&self) -> Result<Vec<f64>, Error> {
+        self.loss_on(VALIDATION_BATCHES)
     }
 
     /// As [`Trainer::validation_loss`], on up to `most` batches.
-    fn loss_on(&self, shard: &Arc<TokenShard>, most: u64) -> Result<Vec<f64>, Error> {
-        let batches = sampler(shard, &self.config)?;
-        let count = batches.batches_per_epoch().min(most);
-        let mut sums = Vec::new();
-        for step in 0..count {
-            let tokens = tensor(&batches.batch(step)?)?;
-            let losses = match &self.objective {
-                Objective::Together(loss) => loss.evaluate(self.computing(), &tokens)?,
+    fn loss_on(&self, most: u64) -> Result<Vec<f64>, Error> {
+        let Some((batches, count)) = &self.validation else { return Ok(Vec::new()) };
+        let mut means = Means::default();
+        for step in 0..most.min(*count) {
+            let rows = text_rows(&batches.batch(step)?, self.config.columns())?;
+            let (losses, targets) = match &self.objective {
+                Objective::Together(loss) => {
+                    (loss.evaluate(self.computing(), &rows)?, loss.targets(&rows)?)
+                }
                 Objective::Alone(loss, _) => {
-                    let states = FrozenTrunkLoss::states(self.computing(), &tokens)?;
-                    loss.evaluate(self.computing(), &tokens, &states)?
+                    let states = FrozenTrunkLoss::states(self.computing(), &rows.tokens)?;
+                    let losses = loss.evaluate(self.computing(), &rows.tokens, &states)?;
+                    (losses, vec![1.0; self.config.heads.count - 1])
                 }
             };
-            let losses = losses.to_vec()?;
-            sums.resize(losses.len(), 0.0);
-            for (sum, loss) in sums.iter_mut().zip(losses) {
-                *sum += loss / count as f64;
-            }
+            means.add(&losses.to_vec()?, &targets);
         }
-        Ok(sums)
+        Ok(means.means())
+    }
+}
+
+/// Means of the heads' losses over batches that may differ in how many targets each head has: for
+/// each head the sum of its losses and the number of their targets.
+#[derive(Default)]
+struct Means(Vec<f64>);
+
+impl Means {
+    fn new(heads: usize) -> Self {
+        Self(vec![0.0; 2 * heads])
+    }
+
+    /// Adds the heads' mean losses, each over so many targets.
+    fn add(&mut self, losses: &[f64], targets: &[f64]) {
+        self.0.resize(2 * losses.len(), 0.0);
+        for ((sums, loss), targets) in self.0.chunks_exact_mut(2).zip(losses).zip(targets) {
+            sums[0] += loss * targets;
+            sums[1] += targets;
+        }
+    }
+
+    /// Where a head had no target at all its loss is 0, as that of a batch without any.
+    fn means(&self) -> Vec<f64> {
+        self.0.chunks_exact(2).map(|sums| sums[0] / sums[1].max(1.0)).collect()
     }
 }
 
@@ -290,6 +357,30 @@ fn place(step: u64, rounds: u64) -> (u64, u64) {
         0 => (step, 0),
         rounds => (step % rounds, step / rounds),
     }
+}
+
+/// A batch with what it says of documents, in rows of `columns` tokens: those of packed documents
+/// are shorter and filled up.
+fn text_rows(batch: &TokenBatch, columns: usize) -> Result<TextRows, Error> {
+    let documents = match &batch.documents {
+        Some(documents) => {
+            let number = |&document: &u32| match document {
+                TokenBatch::PADDING => TextRows::PADDING,
+                number => i64::from(number),
+            };
+            let numbers: Vec<i64> = documents.iter().map(number).collect();
+            let shape = [batch.rows as i64, batch.columns as i64];
+            Some(Tensor::f_from_slice(&numbers)?.f_view(shape)?)
+        }
+        None => None,
+    };
+    let missing = [batch.rows as i64, columns.saturating_sub(batch.columns) as i64];
+    let filled = |tensor: Tensor, by: i64| -> Result<Tensor, Error> {
+        let filling = Tensor::f_full(missing, by, (Kind::Int64, Device::Cpu))?;
+        Ok(if missing[1] == 0 { tensor } else { Tensor::f_cat(&[tensor, filling], 1)? })
+    };
+    let documents = documents.map(|numbers| filled(numbers, TextRows::PADDING)).transpose()?;
+    Ok(TextRows { tokens: filled(tensor(batch)?, 0)?, documents })
 }
 
 /// A batch's tokens, `[batch, columns]`.

@@ -24,8 +24,9 @@ pub(crate) struct Usage {
 #[derive(Debug)]
 pub(crate) struct Meter {
     work: StepFlops,
-    /// Tokens of a step.
+    /// Tokens of a step, over all processes.
     tokens: f64,
+    processes: f64,
     /// Steps after which a frozen model's states come from the disk.
     cached_after: u64,
     /// Floating-point operations that the machine can do in a second.
@@ -35,9 +36,9 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// For a training of `model` by `config`. Measures the machine, which takes it a fifth of a
-    /// second.
-    pub(crate) fn new(config: &TrainConfig, model: &MultiTokenModel) -> Self {
+    /// For a training of `model` by `config` in so many processes. Measures what this one can do,
+    /// which takes it a fifth of a second.
+    pub(crate) fn new(config: &TrainConfig, model: &MultiTokenModel, processes: usize) -> Self {
         let peak = product_rate(config.train.precision.products(), model.device());
         if let Err(error) = &peak {
             tracing::warn!("cannot measure what this machine can do: {error}");
@@ -45,6 +46,7 @@ impl Meter {
         Self {
             work: work(config, model),
             tokens: config.tokens_per_step() as f64,
+            processes: processes as f64,
             cached_after: match config.data.batches {
                 0 => u64::MAX,
                 batches => batches,
@@ -62,7 +64,8 @@ impl Meter {
             self.memory = peak_memory_bytes();
         }
         let frozen = if line.step > self.cached_after { 0.0 } else { self.work.frozen };
-        let a_second = (self.work.learning + frozen) * line.tokens_per_second / self.tokens;
+        let steps_a_second = line.tokens_per_second / self.tokens;
+        let a_second = (self.work.learning + frozen) * steps_a_second / self.processes;
         Usage { memory_bytes: self.memory, utilisation: self.peak.map(|peak| a_second / peak) }
     }
 }
@@ -101,6 +104,7 @@ mod tests {
         let mut meter = Meter {
             work: StepFlops { learning: 6e9, frozen: 2e9 },
             tokens: 100.0,
+            processes: 1.0,
             cached_after: 10,
             peak: Some(4e10),
             memory: Some(1),
@@ -109,6 +113,8 @@ mod tests {
         // 100 tokens a step and 50 a second: a step takes two seconds.
         assert_eq!(meter.usage(&line(10, 50.0)).utilisation, Some(8e9 / 2.0 / 4e10));
         assert_eq!(meter.usage(&line(11, 50.0)).utilisation, Some(6e9 / 2.0 / 4e10));
+        meter.processes = 2.0;
+        assert_eq!(meter.usage(&line(10, 50.0)).utilisation, Some(8e9 / 4.0 / 4e10));
         meter.peak = None;
         assert_eq!(meter.usage(&line(11, 50.0)).utilisation, None);
     }

@@ -80,7 +80,7 @@ fn training_in_bfloat16_learns_and_keeps_weights_in_32_bits() {
 #[test]
 fn a_curriculum_leaves_heads_out_and_their_weights_alone() {
     let place = Place::new();
-    let sets = ["heads.count=3", "train.steps=12", "model.layers=6", "optimizer.weight_decay=0"];
+    let sets = ["heads.count=3", "train.steps=12", "model.layers=6", "train.checkpoint_every=4"];
     place.train("forward", &[&sets[..], &["loss.curriculum=forward"]].concat()).unwrap();
     let losses = place.losses("forward");
     let learned: Vec<usize> =
@@ -89,6 +89,15 @@ fn a_curriculum_leaves_heads_out_and_their_weights_alone() {
 
     place.train("reverse", &[&sets[..], &["loss.curriculum=reverse"]].concat()).unwrap();
     assert_eq!(place.losses("reverse")[11].1.iter().filter(|loss| loss.is_finite()).count(), 1);
+    // Neither decay nor momentum moves a head that is out.
+    let head = |step: usize, head: usize| {
+        let all = place.weights(&format!("reverse/checkpoints/step-{step}"));
+        let prefix = format!("heads.{head}.");
+        all.into_iter().filter(|(name, _)| name.starts_with(&prefix)).collect::<Vec<_>>()
+    };
+    assert_eq!(head(4, 2), head(12, 2));
+    assert_ne!(head(4, 1), head(8, 1));
+    assert_eq!(head(8, 1), head(12, 1));
 }
 
 #[test]

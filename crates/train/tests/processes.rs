@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use foretoken_dist::{Environment, Limits, ProcessGroup};
+use foretoken_dist::{Destination, Environment, Limits, ProcessGroup};
 use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
 use foretoken_loss::MultiTokenLoss;
-use foretoken_train::{Optimizer, OptimizerSection, TrainOptions, train};
-use foretoken_trunk::Architecture;
+use foretoken_train::{
+    Optimizer, OptimizerKind, OptimizerSection, TrainOptions, peak_memory_bytes, train,
+};
+use foretoken_trunk::{Architecture, Parameter, Role};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
@@ -22,6 +24,7 @@ const ROLE: &str = "FORETOKEN_TEST_ROLE";
 const OUT: &str = "FORETOKEN_TEST_OUT";
 const TEXT: &str = "FORETOKEN_TEST_TEXT";
 const SETS: &str = "FORETOKEN_TEST_SETS";
+const SHARED_BY: &str = "FORETOKEN_TEST_SHARED_BY";
 
 /// A rank: a test that does nothing unless it is told what.
 #[test]
@@ -31,6 +34,7 @@ fn member() {
     let group = ProcessGroup::connect(&place, Limits::default()).unwrap();
     match role.as_str() {
         "train" => member_trains(group),
+        "memory" => member_fills(&group),
         _ => member_steps(&group, role == "steps64"),
     }
 }
@@ -58,15 +62,43 @@ fn member_steps(group: &ProcessGroup, double: bool) {
         muon_precision: foretoken_train::MuonPrecision::Float32,
         ..Default::default()
     };
-    let mut optimizer = Optimizer::new(model.parameters(), &section).unwrap();
-    optimizer.share(group).unwrap();
+    let mut optimizer =
+        Optimizer::shared(model.parameters(), None, &section, group, destination()).unwrap();
     let each = 8 / group.size() as i64;
     for step in 0..4 {
         let rows = batch(step).narrow(0, each * group.rank() as i64, each);
-        MultiTokenLoss::new(2).backward(&model, &rows).unwrap();
+        let loss = MultiTokenLoss::new(2);
+        // Every other step all gradients wait for the end.
+        loss.backward_telling(&model, &rows, |part| {
+            if step % 2 == 0 {
+                optimizer.ready(&model.part_parameters(part)).unwrap();
+            }
+        })
+        .unwrap();
         let report = optimizer.step(1.0).unwrap();
         println!("@ {step} {} {:e}", hash(&model), report.gradient_norm);
     }
+    group.barrier().unwrap();
+}
+
+/// Who moves the parameters.
+fn destination() -> Destination {
+    match env::var(SHARED_BY).as_deref() {
+        Ok("owner") => Destination::Owner,
+        _ => Destination::Everyone,
+    }
+}
+
+/// A step of a model whose optimiser needs most of the memory.
+fn member_fills(group: &ProcessGroup) {
+    let weight = Tensor::ones([1 << 23], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let parameters = vec![Parameter::whole(&weight, Role::Vector, "weight")];
+    let section = OptimizerSection { kind: OptimizerKind::Adamw, ..Default::default() };
+    let mut optimizer =
+        Optimizer::shared(parameters, None, &section, group, destination()).unwrap();
+    weight.sum(None).backward();
+    optimizer.step(1.0).unwrap();
+    println!("@ {}", peak_memory_bytes().unwrap_or(0));
     group.barrier().unwrap();
 }
 
@@ -144,17 +176,30 @@ fn weights_are_the_same_bits_on_all_ranks_after_every_step() {
     };
     for (role, bound) in [("steps64", 1e-12), ("steps32", 1e-5)] {
         let alone = said(&Ranks::start(1, role, &[]).end()[0]);
-        for size in [2, 4] {
-            let outputs = Ranks::start(size, role, &[]).end();
+        for (size, by) in [(1, "owner"), (2, "all"), (2, "owner"), (4, "all"), (4, "owner")] {
+            let outputs = Ranks::start(size, role, &[(SHARED_BY, by)]).end();
             let lines: Vec<Vec<String>> = outputs.iter().map(said).collect();
             assert_eq!(lines[0].len(), 4);
             for others in &lines[1..] {
-                assert_eq!(others, &lines[0], "{size} {role}");
+                assert_eq!(others, &lines[0], "{size} {role} {by}");
             }
             let (together, one) = (norm(&lines[0]), norm(&alone));
-            assert!((together - one).abs() < bound * one, "{together} and {one}");
+            assert!((together - one).abs() < bound * one, "{by}: {together} and {one}");
         }
     }
+}
+
+#[test]
+fn memory_falls_where_each_process_keeps_a_share_of_the_state() {
+    let peak = |by: &str| {
+        let outputs = Ranks::start(4, "memory", &[(SHARED_BY, by)]).end();
+        outputs.iter().map(|output| said(output)[0].parse::<f64>().unwrap()).fold(0.0, f64::max)
+    };
+    // Two moments and what AdamW computes in, of 2^23 numbers of 4 bytes each; three quarters of
+    // them are the others'.
+    let spared = 0.75 * 3.0 * 4.0 * f64::from(1 << 23);
+    let (all, owner) = (peak("all"), peak("owner"));
+    assert!(all - owner > 0.8 * spared, "{all} and {owner}");
 }
 
 fn run(place: &Place, out: &str, size: usize, sets: &str) -> Ranks {
@@ -174,8 +219,9 @@ fn a_run_of_several_processes_is_that_of_one_with_the_joint_batch() {
         let list: Vec<&str> = sets.split(' ').collect();
         let one = format!("{kind}-1");
         place.train(&one, &list).unwrap();
-        for size in [2, 4] {
-            let out = format!("{kind}-{size}");
+        for (size, sharded) in [(2, true), (2, false), (4, true), (4, false)] {
+            let out = format!("{kind}-{size}{}", if sharded { "" } else { "-whole" });
+            let sets = format!("{sets} train.shard_optimizer={sharded}");
             for output in run(&place, &out, size, &sets).end() {
                 said(&output);
             }
@@ -189,20 +235,29 @@ fn a_run_of_several_processes_is_that_of_one_with_the_joint_batch() {
             }
         }
     }
-    // A checkpoint of two processes goes on in one, and one of one in four.
-    let sets = "train.steps=12 train.batch=4 train.precision=float64 optimizer.type=adamw \
-                optimizer.schedule=constant";
-    let list: Vec<&str> = sets.split(' ').collect();
-    place.train("whole", &list).unwrap();
-    place.resume("adamw-2", &list).unwrap();
-    for output in run(&place, "adamw-1", 4, sets).end() {
-        said(&output);
-    }
-    for out in ["adamw-2", "adamw-1"] {
-        let (a, b) = (place.weights("whole/model"), place.weights(&format!("{out}/model")));
-        for ((name, a), (_, b)) in a.iter().zip(b) {
-            let off = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-            assert!(off < 1e-9, "{out}: {name} is off by {off}");
+    // A checkpoint of two processes goes on in one, and one of one in four; those of four that share
+    // the optimiser's state go on in two that do not.
+    for kind in ["adamw", "muon"] {
+        let sets = format!(
+            "train.steps=12 train.batch=4 train.precision=float64 optimizer.type={kind} \
+             optimizer.schedule=constant"
+        );
+        let list: Vec<&str> = sets.split(' ').collect();
+        let whole = format!("{kind}-whole");
+        place.train(&whole, &list).unwrap();
+        place.resume(&format!("{kind}-2"), &list).unwrap();
+        let unshared = format!("{sets} train.shard_optimizer=false");
+        for (out, size, sets) in [("1", 4, &sets), ("4", 2, &unshared)] {
+            for output in run(&place, &format!("{kind}-{out}"), size, sets).end() {
+                said(&output);
+            }
+        }
+        for out in ["1", "2", "4"] {
+            let other = place.weights(&format!("{kind}-{out}/model"));
+            for ((name, a), (_, b)) in place.weights(&format!("{whole}/model")).iter().zip(other) {
+                let off = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                assert!(off < 1e-9, "{kind}-{out}: {name} is off by {off}");
+            }
         }
     }
 }

@@ -39,6 +39,24 @@ fn a_run_leaves_a_model_the_last_three_checkpoints_and_a_line_a_step() {
 }
 
 #[test]
+fn two_runs_in_one_folder_are_refused() {
+    let place = Place::new();
+    let out = place.path("run");
+    fs::create_dir_all(&out).unwrap();
+    let other = fs::File::create(out.join(".lock")).unwrap();
+    other.lock().unwrap();
+    for resume in [false, true] {
+        let options = TrainOptions { resume, ..TrainOptions::default() };
+        let error = train(&place.config(&[]), &out, &options).unwrap_err();
+        assert!(matches!(error, Error::InUse { .. }), "{error}");
+        assert!(error.to_string().contains(out.to_str().unwrap()));
+    }
+    assert_eq!(place.names("run"), [".lock"]);
+    drop(other);
+    place.train("run", &[]).unwrap();
+}
+
+#[test]
 fn ten_steps_equal_five_and_a_resume_bit_for_bit() {
     for set in ["optimizer.type=muon", "optimizer.type=adamw", "train.precision=float64"] {
         let place = Place::new();

@@ -97,22 +97,6 @@ impl Block {
         Ok(KvCache::new(batch, shape.kv_heads, capacity, shape.head_dim, kind, device)?)
     }
 
-    /// The same block: its tensors are this one's.
-    #[must_use]
-    pub fn share(&self) -> Self {
-        Self {
-            input_layernorm: self.input_layernorm.shallow_clone(),
-            qkv_proj: self.qkv_proj.shallow_clone(),
-            qkv_bias: self.qkv_bias.as_ref().map(Tensor::shallow_clone),
-            o_proj: self.o_proj.shallow_clone(),
-            post_attention_layernorm: self.post_attention_layernorm.shallow_clone(),
-            gate_up_proj: self.gate_up_proj.shallow_clone(),
-            down_proj: self.down_proj.shallow_clone(),
-            attention: self.attention,
-            norm_eps: self.norm_eps,
-        }
-    }
-
     /// Takes over the weights of `other`, a block of the same sizes.
     ///
     /// # Errors

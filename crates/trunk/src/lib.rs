@@ -31,8 +31,8 @@ mod initialiser;
 pub mod io;
 pub mod meta;
 mod parameter;
-mod recompute;
 mod rope;
+mod segments;
 mod trunk;
 
 pub use architecture::Architecture;
@@ -41,4 +41,5 @@ pub use error::{Error, Result};
 pub use initialiser::Initialiser;
 pub use parameter::{Parameter, Part, Role};
 pub use rope::RopeScaling;
+pub use segments::{Segments, TrunkPart};
 pub use trunk::{Trunk, TrunkCache};

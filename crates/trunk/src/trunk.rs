@@ -1,6 +1,6 @@
 //! Embedding and blocks that all heads share.
 
-use crate::{Architecture, Block, Error, Initialiser, Parameter, Result, Role};
+use crate::{Architecture, Block, Error, Initialiser, Parameter, Result, Role, TrunkPart};
 use foretoken_kernels::{KvCache, Rotary, embedding};
 use tch::{Device, Kind, Tensor};
 
@@ -97,6 +97,16 @@ impl Trunk {
         Ok(x)
     }
 
+    /// As [`Trunk::early`] without a cache, for rows of several documents
+    /// ([`Rotary::within_documents`]).
+    ///
+    /// # Errors
+    /// As [`Trunk::early`], and when `rotary` is for other rows.
+    pub fn early_within(&self, tokens: &Tensor, rotary: &Rotary, blocks: usize) -> Result<Tensor> {
+        let x = embedding(&self.embed_tokens, tokens)?;
+        self.blocks.iter().take(blocks).try_fold(x, |x, block| block.forward(&x, rotary, None))
+    }
+
     /// An empty cache for `batch` sequences of up to `capacity` positions.
     ///
     /// # Errors
@@ -109,14 +119,24 @@ impl Trunk {
 
     /// The weights under their stock Llama names.
     pub fn parameters(&self) -> Vec<Parameter> {
-        let embedding =
-            Parameter::whole(&self.embed_tokens, Role::Embedding, "model.embed_tokens.weight");
-        let blocks = self
-            .blocks
-            .iter()
-            .enumerate()
-            .flat_map(|(i, block)| block.parameters(&format!("model.layers.{i}.")));
-        std::iter::once(embedding).chain(blocks).collect()
+        let blocks = (0..self.blocks.len()).map(TrunkPart::Block);
+        let parts = std::iter::once(TrunkPart::Embedding).chain(blocks);
+        parts.flat_map(|part| self.part_parameters(part)).collect()
+    }
+
+    /// The weights of one part under their stock Llama names; none where there is no such part.
+    pub fn part_parameters(&self, part: TrunkPart) -> Vec<Parameter> {
+        match part {
+            TrunkPart::Embedding => {
+                let name = "model.embed_tokens.weight";
+                vec![Parameter::whole(&self.embed_tokens, Role::Embedding, name)]
+            }
+            TrunkPart::Block(index) => {
+                let parameters =
+                    |block: &Block| block.parameters(&format!("model.layers.{index}."));
+                self.blocks.get(index).map_or_else(Vec::new, parameters)
+            }
+        }
     }
 
     /// Number format of the weights.

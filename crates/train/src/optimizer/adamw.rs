@@ -1,5 +1,7 @@
 //! `AdamW` over one range of the flat buffers.
 
+use std::ops::Range;
+
 use tch::Tensor;
 
 use super::flat::FlatParameters;
@@ -14,8 +16,8 @@ use crate::config::OptimizerSection;
 /// ```
 #[derive(Debug)]
 pub(super) struct AdamW {
-    /// First element of the range in the flat buffers; it ends where they end.
-    pub(super) start: i64,
+    /// The elements of the flat buffers that it moves.
+    pub(super) range: Range<i64>,
     pub(super) mean: Tensor,
     pub(super) square: Tensor,
     scratch: Tensor,
@@ -25,17 +27,18 @@ pub(super) struct AdamW {
 }
 
 impl AdamW {
-    pub(super) fn new(flat: &FlatParameters, start: i64) -> Result<Self, Error> {
-        let length = flat.len() - start;
-        let values = flat.values.f_narrow(0, start, length)?;
+    pub(super) fn new(flat: &FlatParameters, range: Range<i64>) -> Result<Self, Error> {
+        let length = range.end - range.start;
+        let values = flat.values.f_narrow(0, range.start, length)?;
+        let decayed = (flat.layout.decayed_end - range.start).clamp(0, length);
         Ok(Self {
-            start,
             mean: values.f_zeros_like()?,
             square: values.f_zeros_like()?,
             scratch: values.f_zeros_like()?,
-            decayed: flat.values.f_narrow(0, start, (flat.decayed_end - start).max(0))?,
-            gradients: flat.gradients.f_narrow(0, start, length)?,
+            decayed: values.f_narrow(0, 0, decayed)?,
+            gradients: flat.gradients.f_narrow(0, range.start, length)?,
             values,
+            range,
         })
     }
 

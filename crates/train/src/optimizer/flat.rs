@@ -1,26 +1,13 @@
 //! One buffer for all parameters and one for all gradients.
 
-use foretoken_trunk::{Parameter, Role};
+use std::collections::HashMap;
+use std::ops::Range;
+
+use foretoken_trunk::Parameter;
 use tch::Tensor;
 
+use super::layout::{Layout, Plan};
 use crate::Error;
-
-/// Groups begin at multiples of as many elements: 64 bytes and more.
-const ALIGNMENT: i64 = 16;
-
-/// Parameters of one shape, cut into the same parts, that lie beside each other.
-#[derive(Debug)]
-pub(super) struct Group {
-    /// First element of the first one.
-    pub(super) start: i64,
-    /// How many.
-    pub(super) count: i64,
-    /// Shape of each.
-    pub(super) shape: Vec<i64>,
-    /// Rows of each one's parts.
-    pub(super) parts: Vec<i64>,
-    role: Role,
-}
 
 /// A parameter and where it lies.
 #[derive(Debug)]
@@ -29,6 +16,12 @@ struct Slot {
     /// What gradients come to: the parameter itself, or its copy in fewer bits.
     leaf: Tensor,
     start: i64,
+    /// From there to where the next one begins, or its region ends.
+    room: Range<i64>,
+    /// Whether this step's gradient is in the buffer already.
+    collected: bool,
+    /// Whether this step passes it over.
+    rests: bool,
 }
 
 /// Copies of all parameters in fewer bits, which the model computes with.
@@ -38,18 +31,24 @@ struct Copies {
     gradients: Tensor,
 }
 
+/// A stock tensor and the elements that are its own.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) name: String,
+    pub(super) shape: Vec<i64>,
+    pub(super) elements: Range<i64>,
+}
+
 /// The two flat buffers, in the order matrices, embeddings, vectors.
 #[derive(Debug)]
 pub(super) struct FlatParameters {
     pub(super) values: Tensor,
     pub(super) gradients: Tensor,
+    pub(super) layout: Layout,
     copies: Option<Copies>,
-    pub(super) groups: Vec<Group>,
-    /// End of the matrices, which come first.
-    pub(super) matrices_end: i64,
-    /// End of what weight decay moves: all but the vectors, which come last.
-    pub(super) decayed_end: i64,
     slots: Vec<Slot>,
+    /// The slot whose leaf has this address.
+    known: HashMap<usize, usize>,
 }
 
 impl FlatParameters {
@@ -61,6 +60,7 @@ impl FlatParameters {
     pub(super) fn new(
         parameters: Vec<Parameter>,
         leaves: Option<Vec<Parameter>>,
+        plan: Plan,
     ) -> Result<Self, Error> {
         let copied = leaves.as_ref().and_then(|leaves| leaves.first()).map(|p| p.tensor.kind());
         let like = parameters
@@ -70,45 +70,40 @@ impl FlatParameters {
                 name: "parameters".to_owned(),
                 message: "the model has none".to_owned(),
             })?;
-        let (groups, members) = group(parameters);
-        let end_of = |roles: &[Role]| {
-            groups
-                .iter()
-                .filter(|group| roles.contains(&group.role))
-                .map(group_end)
-                .max()
-                .unwrap_or(0)
-        };
-        let matrices_end = end_of(&[Role::Matrix]);
-        let decayed_end =
-            end_of(&[Role::Matrix, Role::Embedding, Role::Unembedding]).max(matrices_end);
-        let total = groups.iter().map(group_end).max().unwrap_or(0);
-        let buffer = |kind| Tensor::f_zeros([total], (kind, like.1));
+        let (layout, places) = Layout::new(parameters, plan);
+        let buffer = |kind| Tensor::f_zeros([layout.len], (kind, like.1));
         let values = buffer(like.0)?;
         let copies = match copied {
             Some(kind) => Some(Copies { values: buffer(kind)?, gradients: buffer(kind)? }),
             None => None,
         };
-        // Copies are grouped as what they are copies of.
-        let mut leaves = leaves.map(|leaves| group(leaves).1.into_iter().flatten());
-        let mut slots = Vec::new();
-        for (group, members) in groups.iter().zip(members) {
-            let size: i64 = group.shape.iter().product();
-            for (index, parameter) in (0..).zip(members) {
-                let start = group.start + index * size;
-                adopt(&parameter.tensor, &values, start)?;
-                let leaf = match leaves.as_mut().and_then(Iterator::next) {
-                    Some(copy) => copy.tensor,
-                    None => parameter.tensor.shallow_clone(),
-                };
-                if let Some(copies) = &copies {
-                    adopt(&leaf, &copies.values, start)?;
-                }
-                slots.push(Slot { parameter, leaf, start });
+        // Copies have the places of what they are copies of.
+        let mut leaves = leaves.map(|leaves| Layout::new(leaves, plan).1.into_iter());
+        let mut slots = Vec::with_capacity(places.len());
+        for (parameter, start) in places {
+            adopt(&parameter.tensor, &values, start)?;
+            let leaf = match leaves.as_mut().and_then(Iterator::next) {
+                Some((copy, _)) => copy.tensor,
+                None => parameter.tensor.shallow_clone(),
+            };
+            if let Some(copies) = &copies {
+                adopt(&leaf, &copies.values, start)?;
             }
+            let (room, collected, rests) = (start..start, false, false);
+            slots.push(Slot { parameter, leaf, start, room, collected, rests });
         }
+        let mut end = layout.len;
+        for slot in slots.iter_mut().rev() {
+            if slot.start < layout.matrices_end {
+                end = end.min(layout.matrices_end);
+            }
+            slot.room = slot.start..end;
+            end = slot.start;
+        }
+        let known = slots.iter().enumerate().map(|(index, slot)| (address(&slot.leaf), index));
+        let known = known.collect();
         let gradients = buffer(like.0)?;
-        Ok(Self { values, gradients, copies, groups, matrices_end, decayed_end, slots })
+        Ok(Self { values, gradients, layout, copies, slots, known })
     }
 
     /// Lets the copies follow the values.
@@ -119,26 +114,41 @@ impl FlatParameters {
         Ok(())
     }
 
-    /// Elements of either buffer.
-    pub(super) fn len(&self) -> i64 {
-        self.values.numel() as i64
+    /// Brings the complete gradient of `leaf` into the buffer before the others', and returns the
+    /// elements that nothing else will be added to in this step; `None` for what has no gradient
+    /// or was brought before, or is no parameter of these.
+    pub(super) fn collect(&mut self, leaf: &Tensor) -> Result<Option<Range<i64>>, Error> {
+        let Some(&index) = self.known.get(&address(leaf)) else { return Ok(None) };
+        let slot = &mut self.slots[index];
+        let home = self.copies.as_ref().map_or(&self.gradients, |copies| &copies.gradients);
+        if slot.collected || !move_in(slot, home)? {
+            return Ok(None);
+        }
+        slot.collected = true;
+        if let Some(copies) = &self.copies {
+            let part = |buffer: &Tensor| buffer.f_narrow(0, slot.start, slot.leaf.numel() as i64);
+            let mut rounded = part(&copies.gradients)?;
+            let _ = part(&self.gradients)?.f_add_(&rounded)?;
+            let _ = rounded.f_zero_()?;
+        }
+        Ok(Some(slot.room.clone()))
     }
 
     /// Makes every parameter's gradient a view of the flat buffer. It is one already unless the
     /// gradient is new (the first step) or was replaced from outside; then it moves in. Gradients
     /// of copies are added to the buffer and set to zero.
     pub(super) fn collect_gradients(&mut self) -> Result<(), Error> {
+        if self.slots.iter().any(|slot| slot.collected) {
+            for index in 0..self.slots.len() {
+                let leaf = self.slots[index].leaf.shallow_clone();
+                self.collect(&leaf)?;
+            }
+            self.slots.iter_mut().for_each(|slot| slot.collected = false);
+            return Ok(());
+        }
         let home = self.copies.as_ref().map_or(&self.gradients, |copies| &copies.gradients);
         for slot in &self.slots {
-            let mut gradient = slot.leaf.f_grad()?;
-            if !gradient.defined() {
-                continue;
-            }
-            let mut view = view(home, slot.start, &slot.leaf.size())?;
-            if gradient.data_ptr() != view.data_ptr() {
-                view.f_copy_(&gradient)?;
-                gradient.f_set_data(&view)?;
-            }
+            move_in(slot, home)?;
         }
         if let Some(copies) = &mut self.copies {
             let _ = self.gradients.f_add_(&copies.gradients)?;
@@ -147,68 +157,60 @@ impl FlatParameters {
         Ok(())
     }
 
-    /// Pushes the views of `buffer`, which covers `start..end` of the flat order, as
-    /// `PREFIX.PART`.
-    pub(super) fn named(
-        &self,
-        buffer: &Tensor,
-        prefix: &str,
-        start: i64,
-        end: i64,
-        into: &mut Vec<(String, Tensor)>,
-    ) -> Result<(), Error> {
-        for slot in &self.slots {
-            if slot.start < start || slot.start >= end {
-                continue;
-            }
-            let whole = view(buffer, slot.start - start, &slot.parameter.tensor.size())?;
-            let mut row = 0;
+    /// Lets the parameter of `leaf` rest in this step.
+    pub(super) fn rest(&mut self, leaf: &Tensor) {
+        if let Some(&index) = self.known.get(&address(leaf)) {
+            self.slots[index].rests = true;
+        }
+    }
+
+    /// The elements of what rests in this step; nothing rests in the next.
+    pub(super) fn take_resting(&mut self) -> Vec<Range<i64>> {
+        let resting = self.slots.iter_mut().filter_map(|slot| {
+            let elements = slot.start..slot.start + slot.leaf.numel() as i64;
+            std::mem::take(&mut slot.rests).then_some(elements)
+        });
+        resting.collect()
+    }
+
+    /// The stock tensors that lie in `region`, in the order of their elements.
+    pub(super) fn places(&self, region: &Range<i64>) -> Vec<Place> {
+        let mut places = Vec::new();
+        for slot in self.slots.iter().filter(|slot| region.contains(&slot.start)) {
+            let shape = slot.parameter.tensor.size();
+            let row: i64 = shape.iter().skip(1).product();
+            let mut start = slot.start;
             for part in &slot.parameter.parts {
-                let part_view = whole.f_narrow(0, row, part.rows)?;
-                into.push((format!("{prefix}.{}", part.name), part_view));
-                row += part.rows;
+                let elements = start..start + part.rows * row;
+                start = elements.end;
+                let mut shape = shape.clone();
+                if let Some(rows) = shape.first_mut() {
+                    *rows = part.rows;
+                }
+                places.push(Place { name: part.name.clone(), shape, elements });
             }
         }
-        Ok(())
+        places
     }
 }
 
-fn group_end(group: &Group) -> i64 {
-    let end = group.start + group.count * group.shape.iter().product::<i64>();
-    (end + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT
+/// What tells a leaf from others: its data never moves once it is in the flat buffer.
+fn address(leaf: &Tensor) -> usize {
+    leaf.data_ptr().addr()
 }
 
-/// Sorts parameters into groups and gives each group its place.
-fn group(mut parameters: Vec<Parameter>) -> (Vec<Group>, Vec<Vec<Parameter>>) {
-    parameters.sort_by_key(|parameter| match parameter.role {
-        Role::Matrix => 0,
-        Role::Embedding | Role::Unembedding => 1,
-        Role::Vector => 2,
-    });
-    let mut groups: Vec<Group> = Vec::new();
-    let mut members: Vec<Vec<Parameter>> = Vec::new();
-    for parameter in parameters {
-        let role = parameter.role;
-        let shape = parameter.tensor.size();
-        let parts: Vec<i64> = parameter.parts.iter().map(|part| part.rows).collect();
-        let known = groups
-            .iter()
-            .position(|group| group.role == role && group.shape == shape && group.parts == parts);
-        if let Some(index) = known {
-            groups[index].count += 1;
-            members[index].push(parameter);
-        } else {
-            let (start, count) = (0, 1);
-            groups.push(Group { start, count, shape, parts, role });
-            members.push(vec![parameter]);
-        }
+/// Makes a leaf's gradient a view of `home`, if it has one.
+fn move_in(slot: &Slot, home: &Tensor) -> Result<bool, Error> {
+    let mut gradient = slot.leaf.f_grad()?;
+    if !gradient.defined() {
+        return Ok(false);
     }
-    let mut start = 0;
-    for group in &mut groups {
-        group.start = start;
-        start = group_end(group);
+    let mut view = view(home, slot.start, &slot.leaf.size())?;
+    if gradient.data_ptr() != view.data_ptr() {
+        view.f_copy_(&gradient)?;
+        gradient.f_set_data(&view)?;
     }
-    (groups, members)
+    Ok(true)
 }
 
 /// Copies a parameter's value into the flat buffer and makes it a view of that place.

@@ -2,15 +2,18 @@
 
 mod adamw;
 mod flat;
+mod layout;
 mod muon;
 mod newton_schulz;
+mod shared;
+mod state;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::ops::Range;
 
-use foretoken_dist::{Buckets, Destination, ProcessGroup};
+use foretoken_dist::{Destination, ProcessGroup};
 use foretoken_trunk::Parameter;
 use tch::Tensor;
 
@@ -19,8 +22,10 @@ use crate::config::{OptimizerKind, OptimizerSection};
 
 use adamw::AdamW;
 use flat::FlatParameters;
+use layout::Plan;
 use muon::Muon;
 pub use newton_schulz::orthogonalize;
+use shared::{Shared, part};
 
 /// Moves a model's parameters along their gradients.
 ///
@@ -50,12 +55,9 @@ pub struct Optimizer {
     muon: Option<Muon>,
     section: OptimizerSection,
     updates: u64,
-    /// The gradients in ranges that are averaged over processes; none for one alone.
-    shared: Option<Buckets>,
+    /// What several processes do together; none for one alone.
+    shared: Option<Shared>,
 }
-
-/// Bytes of gradients that go over the network at a time.
-const BUCKET_BYTES: usize = 4 << 20;
 
 /// What one [`Optimizer::step`] saw and did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -73,7 +75,7 @@ impl Optimizer {
     /// # Errors
     /// When libtorch refuses, for lack of memory for one.
     pub fn new(parameters: Vec<Parameter>, section: &OptimizerSection) -> Result<Self, Error> {
-        Self::build(parameters, None, section)
+        Self::build(parameters, None, section, None)
     }
 
     /// As [`new`](Self::new) for a model that computes in fewer bits than it learns in: gradients
@@ -87,46 +89,97 @@ impl Optimizer {
         copies: Vec<Parameter>,
         section: &OptimizerSection,
     ) -> Result<Self, Error> {
-        let same = |(a, b): (&Parameter, &Parameter)| {
-            a.role == b.role && a.parts == b.parts && a.tensor.size() == b.tensor.size()
-        };
-        if parameters.len() != copies.len() || !parameters.iter().zip(&copies).all(same) {
-            return Err(Error::State {
-                name: "the copies".to_owned(),
-                message: "are not those of the parameters".to_owned(),
-            });
-        }
-        Self::build(parameters, Some(copies), section)
+        Self::build(parameters, Some(copies), section, None)
+    }
+
+    /// As [`new`](Self::new), or [`with_copies`](Self::with_copies) where there are any, for one of
+    /// the processes of `group`, all of which call it. They begin with the parameters of rank 0,
+    /// and each step moves them by the mean of their gradients, each parameter's sent once.
+    ///
+    /// With [`Destination::Everyone`] each process does the whole of a step. With
+    /// [`Destination::Owner`] it keeps the moments of its share of the parameters alone, moves
+    /// these, and gets the others' from those who moved them (`ZeRO-1`: Rajbhandari et al. 2020,
+    /// *Memory Optimizations Toward Training Trillion Parameter Models*): moments and a step's
+    /// work are divided by the number of processes for the same traffic. Matrices that Muon
+    /// orthogonalises are whole in one share.
+    ///
+    /// # Errors
+    /// As [`with_copies`](Self::with_copies), and when another process fails.
+    pub fn shared(
+        parameters: Vec<Parameter>,
+        copies: Option<Vec<Parameter>>,
+        section: &OptimizerSection,
+        group: &ProcessGroup,
+        destination: Destination,
+    ) -> Result<Self, Error> {
+        Self::build(parameters, copies, section, Some((group, destination)))
     }
 
     fn build(
         parameters: Vec<Parameter>,
         copies: Option<Vec<Parameter>>,
         section: &OptimizerSection,
+        with: Option<(&ProcessGroup, Destination)>,
     ) -> Result<Self, Error> {
-        let _guard = tch::no_grad_guard();
-        let flat = FlatParameters::new(parameters, copies)?;
-        let (adamw, muon) = match section.kind {
-            OptimizerKind::Adamw => (AdamW::new(&flat, 0)?, None),
-            OptimizerKind::Muon => {
-                (AdamW::new(&flat, flat.matrices_end)?, Some(Muon::new(&flat, section)?))
-            }
+        let same = |(a, b): (&Parameter, &Parameter)| {
+            a.role == b.role && a.parts == b.parts && a.tensor.size() == b.tensor.size()
         };
-        Ok(Self { flat, adamw, muon, section: section.clone(), updates: 0, shared: None })
+        let alike = |copies: &Vec<Parameter>| {
+            parameters.len() == copies.len() && parameters.iter().zip(copies).all(same)
+        };
+        if !copies.as_ref().is_none_or(alike) {
+            return Err(Error::State {
+                name: "the copies".to_owned(),
+                message: "are not those of the parameters".to_owned(),
+            });
+        }
+        let _guard = tch::no_grad_guard();
+        let owners = match with {
+            Some((group, Destination::Owner)) => group.size(),
+            _ => 1,
+        };
+        let matrices_apart = section.kind == OptimizerKind::Muon;
+        let mut flat = FlatParameters::new(parameters, copies, Plan { matrices_apart, owners })?;
+        let shared = match with {
+            Some((group, destination)) => Some(Shared::new(group, &mut flat, destination)?),
+            None => None,
+        };
+        let own = |region: Range<i64>| {
+            shared.as_ref().map_or(Ok(region.clone()), |shared| shared.own(region))
+        };
+        let (matrices_end, len) = (flat.layout.matrices_end, flat.layout.len);
+        let muon = match section.kind {
+            OptimizerKind::Adamw => None,
+            OptimizerKind::Muon => Some(Muon::new(&flat, own(0..matrices_end)?, section)?),
+        };
+        let adamw = AdamW::new(&flat, own(matrices_end..len)?)?;
+        Ok(Self { flat, adamw, muon, section: section.clone(), updates: 0, shared })
     }
 
-    /// Averages gradients over the processes of `group` from now on, each parameter's once a step.
-    /// All begin with the parameters of rank 0.
+    /// Says that a backward pass is done with the gradients of `parameters`, of the copies where
+    /// there are any: in a group their means are computed from now on, while it goes on with
+    /// others. Nothing may be added to them before [`step`](Self::step). All processes have to say
+    /// it of the same parameters in the same order, but need not say it of all or any.
     ///
     /// # Errors
     /// When another process fails.
-    pub fn share(&mut self, group: &ProcessGroup) -> Result<(), Error> {
+    pub fn ready(&mut self, parameters: &[Parameter]) -> Result<(), Error> {
+        let Some(shared) = &mut self.shared else { return Ok(()) };
         let _guard = tch::no_grad_guard();
-        group.broadcast(&self.flat.values, 0)?;
-        self.flat.publish()?;
-        let (gradients, everyone) = (&self.flat.gradients, Destination::Everyone);
-        self.shared = Some(Buckets::new(group, gradients, BUCKET_BYTES, everyone)?);
+        for parameter in parameters {
+            if let Some(elements) = self.flat.collect(&parameter.tensor)? {
+                shared.ready(&elements)?;
+            }
+        }
         Ok(())
+    }
+
+    /// Passes `parameters` over in the next step, the copies where there are any: neither decay nor
+    /// the momentum of earlier gradients moves them, and both stay as they are.
+    pub fn rest(&mut self, parameters: &[Parameter]) {
+        for parameter in parameters {
+            self.flat.rest(&parameter.tensor);
+        }
     }
 
     /// Clips the gradients, moves the parameters and sets the gradients to zero.
@@ -134,23 +187,34 @@ impl Optimizer {
     /// `factor` multiplies the peak rates: the schedule's word for this step.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// When libtorch refuses, or another process fails.
     pub fn step(&mut self, factor: f64) -> Result<StepReport, Error> {
         let _guard = tch::no_grad_guard();
         self.flat.collect_gradients()?;
-        if let Some(shared) = &mut self.shared {
-            shared.finish()?;
-        }
-        let gradient_norm = self.flat.gradients.f_norm()?.f_double_value(&[])?;
+        let gradient_norm = match &mut self.shared {
+            Some(shared) => {
+                shared.finish()?;
+                shared.norm(&self.flat.gradients)?
+            }
+            None => self.flat.gradients.f_norm()?.f_double_value(&[])?,
+        };
         let updated = gradient_norm.is_finite();
+        let resting = self.flat.take_resting();
         if updated {
+            let kept = self.copies_of(&resting)?;
             if self.section.clip > 0.0 && gradient_norm > self.section.clip {
-                let _ = self.flat.gradients.f_mul_scalar_(self.section.clip / gradient_norm)?;
+                self.scale_gradients(self.section.clip / gradient_norm)?;
             }
             self.updates += 1;
             self.adamw.step(&self.section, factor, self.updates)?;
             if let Some(muon) = &mut self.muon {
                 muon.step(&self.section, factor)?;
+            }
+            for (mut place, copy) in kept {
+                place.f_copy_(&copy)?;
+            }
+            if let Some(shared) = &self.shared {
+                shared.gather(&self.flat.values)?;
             }
             self.flat.publish()?;
         }
@@ -158,59 +222,44 @@ impl Optimizer {
         Ok(StepReport { gradient_norm, updated })
     }
 
+    /// Values and moments of these elements, as far as this process moves them: each a view and a
+    /// copy.
+    fn copies_of(&self, elements: &[Range<i64>]) -> Result<Vec<(Tensor, Tensor)>, Error> {
+        let (values, adamw) = (&self.flat.values, &self.adamw);
+        let mut buffers = vec![
+            (values, 0, &adamw.range),
+            (&adamw.mean, adamw.range.start, &adamw.range),
+            (&adamw.square, adamw.range.start, &adamw.range),
+        ];
+        if let Some(muon) = &self.muon {
+            buffers.push((values, 0, &muon.range));
+            buffers.push((&muon.momentum, muon.range.start, &muon.range));
+        }
+        let mut copies = Vec::new();
+        for elements in elements {
+            for &(buffer, first, own) in &buffers {
+                let (start, end) = (elements.start.max(own.start), elements.end.min(own.end));
+                if start < end {
+                    let view = part(buffer, &(start - first..end - first))?;
+                    let copy = view.copy();
+                    copies.push((view, copy));
+                }
+            }
+        }
+        Ok(copies)
+    }
+
+    /// Multiplies the gradients that this process moves parameters by.
+    fn scale_gradients(&self, factor: f64) -> Result<(), Error> {
+        let muon = self.muon.iter().map(|muon| &muon.range);
+        for own in muon.chain([&self.adamw.range]) {
+            let _ = part(&self.flat.gradients, own)?.f_mul_scalar_(factor)?;
+        }
+        Ok(())
+    }
+
     /// Steps in which the parameters moved: what `AdamW`'s bias correction counts.
     pub fn updates(&self) -> u64 {
         self.updates
-    }
-
-    /// The moments, as views named `STATE.PART` after the stock names of the parameters' parts.
-    ///
-    /// # Errors
-    /// When libtorch refuses.
-    pub fn state(&self) -> Result<Vec<(String, Tensor)>, Error> {
-        let mut state = Vec::new();
-        let (start, end) = (self.adamw.start, self.flat.len());
-        if let Some(muon) = &self.muon {
-            self.flat.named(&muon.momentum, "momentum", 0, start, &mut state)?;
-        }
-        self.flat.named(&self.adamw.mean, "mean", start, end, &mut state)?;
-        self.flat.named(&self.adamw.square, "square", start, end, &mut state)?;
-        Ok(state)
-    }
-
-    /// Takes back what [`state`](Self::state) gave, after `updates` updates.
-    ///
-    /// # Errors
-    /// When a tensor is missing, superfluous or of another shape or type; nothing has moved then.
-    pub fn restore(&mut self, saved: &[(String, Tensor)], updates: u64) -> Result<(), Error> {
-        let _guard = tch::no_grad_guard();
-        let mut saved: BTreeMap<&str, &Tensor> =
-            saved.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        let fail = |name: &str, message: String| Error::State { name: name.to_owned(), message };
-        let mut pairs = Vec::new();
-        for (name, ours) in self.state()? {
-            let theirs =
-                saved.remove(name.as_str()).ok_or_else(|| fail(&name, "is missing".to_owned()))?;
-            let (shape, kind) = (theirs.size(), theirs.kind());
-            if shape != ours.size() || kind != ours.kind() {
-                return Err(fail(
-                    &name,
-                    format!(
-                        "has shape {shape:?} and type {kind:?} where the model needs {:?} and {:?}",
-                        ours.size(),
-                        ours.kind()
-                    ),
-                ));
-            }
-            pairs.push((ours, theirs));
-        }
-        if let Some(name) = saved.keys().next() {
-            return Err(fail(name, "belongs to no parameter of the model".to_owned()));
-        }
-        for (mut ours, theirs) in pairs {
-            ours.f_copy_(theirs)?;
-        }
-        self.updates = updates;
-        Ok(())
     }
 }

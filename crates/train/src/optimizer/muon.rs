@@ -1,4 +1,6 @@
-//! Muon over the matrices, which lie at the beginning of the flat buffers.
+//! Muon over matrices, which lie at the beginning of the flat buffers.
+
+use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
@@ -15,9 +17,11 @@ use crate::config::{MuonPrecision, OptimizerSection};
 /// ```
 ///
 /// Each stock matrix counts by itself: the queries', keys' and values' rows of one fused tensor
-/// are three matrices. All matrices of one shape in the model are one batch.
+/// are three matrices. All matrices of one shape in a process's share are one batch.
 #[derive(Debug)]
 pub(super) struct Muon {
+    /// The elements of the flat buffers that it moves: whole matrices.
+    pub(super) range: Range<i64>,
     pub(super) momentum: Tensor,
     values: Tensor,
     gradients: Tensor,
@@ -42,12 +46,16 @@ struct Member {
 }
 
 impl Muon {
-    pub(super) fn new(flat: &FlatParameters, section: &OptimizerSection) -> Result<Self, Error> {
-        let end = flat.matrices_end;
-        let values = flat.values.f_narrow(0, 0, end)?;
-        let gradients = flat.gradients.f_narrow(0, 0, end)?;
+    pub(super) fn new(
+        flat: &FlatParameters,
+        range: Range<i64>,
+        section: &OptimizerSection,
+    ) -> Result<Self, Error> {
+        let length = range.end - range.start;
+        let values = flat.values.f_narrow(0, range.start, length)?;
+        let gradients = flat.gradients.f_narrow(0, range.start, length)?;
         let mut stacks: Vec<Stack> = Vec::new();
-        for group in flat.groups.iter().filter(|group| group.start < end) {
+        for group in flat.layout.groups.iter().filter(|group| range.contains(&group.start)) {
             let &[rows, columns] = group.shape.as_slice() else {
                 return Err(Error::State {
                     name: "matrices".to_owned(),
@@ -89,7 +97,7 @@ impl Muon {
             let shape = [count, stack.rows, stack.columns];
             stack.buffer = Tensor::f_zeros(shape, (kind, values.device()))?;
         }
-        Ok(Self { momentum: values.f_zeros_like()?, values, gradients, stacks })
+        Ok(Self { range, momentum: values.f_zeros_like()?, values, gradients, stacks })
     }
 
     pub(super) fn step(&mut self, section: &OptimizerSection, factor: f64) -> Result<(), Error> {

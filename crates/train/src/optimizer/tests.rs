@@ -343,6 +343,49 @@ fn states_that_do_not_fit_are_refused_by_name() {
 }
 
 #[test]
+fn what_rests_stays_as_it_is_and_goes_on_as_if_it_had_not_been_asked() {
+    for kind in [OptimizerKind::Adamw, OptimizerKind::Muon] {
+        let fixture = fixture(Kind::Double);
+        let mut optimizer = Optimizer::new(fixture.clones(), &section(kind)).unwrap();
+        // The embedding, one of the fused matrices, one of the others.
+        let resting = |place: usize| [0, 2, 6].contains(&place);
+        let all = fixture.clones().into_iter().enumerate();
+        let rest: Vec<Parameter> = all.filter(|(place, _)| resting(*place)).map(|p| p.1).collect();
+        let values = || -> Vec<Tensor> {
+            fixture.parameters.iter().map(|p| p.tensor.detach().copy()).collect()
+        };
+        let moments = |optimizer: &Optimizer| -> Vec<Tensor> {
+            let state = optimizer.state().unwrap();
+            let names = rest.iter().flat_map(|p| &p.parts).map(|part| &part.name);
+            let mut moments = Vec::new();
+            for name in names {
+                let of = |(full, _): &&(String, Tensor)| {
+                    full.split_once('.').is_some_and(|(_, stock)| stock == name)
+                };
+                moments.extend(state.iter().filter(of).map(|(_, tensor)| tensor.copy()));
+            }
+            moments
+        };
+        fixture.backward(0);
+        optimizer.step(1.0).unwrap();
+        let (before, moments_before) = (values(), moments(&optimizer));
+        assert!(moments_before.len() >= rest.len());
+        for step in 1..3 {
+            optimizer.rest(&rest);
+            fixture.backward(step);
+            assert!(optimizer.step(1.0).unwrap().updated);
+        }
+        for (place, (a, b)) in values().iter().zip(&before).enumerate() {
+            assert_eq!(a == b, resting(place), "{kind:?}, parameter {place}");
+        }
+        assert_eq!(moments(&optimizer), moments_before);
+        fixture.backward(3);
+        optimizer.step(1.0).unwrap();
+        assert!(values().iter().zip(&before).all(|(a, b)| a != b));
+    }
+}
+
+#[test]
 fn copies_in_fewer_bits_follow_and_their_gradients_count() {
     for kind in [OptimizerKind::Adamw, OptimizerKind::Muon] {
         let section = OptimizerSection {

@@ -11,7 +11,9 @@ pub(crate) use lend::{byte_size, lend, strides};
 pub use map::map;
 pub use reader::{WeightReader, WeightSource};
 pub use safetensors_files::{SafetensorsFiles, read_safetensors};
-pub use writer::{write_safetensors, write_safetensors_with};
+pub use writer::{
+    TensorEntry, write_safetensors, write_safetensors_in_turn, write_safetensors_with,
+};
 
 use crate::{Error, Result};
 use std::fs::{self, File};
@@ -113,6 +115,28 @@ mod tests {
         for (name, tensor) in read_safetensors(&folder.path().join("x")).unwrap() {
             assert_eq!(tensor, tensors.iter().find(|(n, _)| *n == name).unwrap().1);
         }
+    }
+
+    #[test]
+    fn tensors_that_come_in_turn_have_to_be_those_that_were_announced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let tensor = |length| Tensor::ones([length], (Kind::Float, Device::Cpu));
+        let entries = [("b", 3), ("a", 2)]
+            .map(|(name, length): (&str, i64)| (name.to_owned(), Kind::Float, vec![length]));
+        for supplied in [vec![3], vec![2, 3], vec![3, 2, 2], vec![]] {
+            let error = write_safetensors_in_turn(&path, &entries, &[], |put| {
+                supplied.iter().try_for_each(|&length| put(&tensor(length)))
+            });
+            assert!(error.unwrap_err().to_string().contains("x.safetensors"));
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        }
+        write_safetensors_in_turn(&path, &entries, &[], |put| {
+            put(&tensor(3)).and_then(|()| put(&tensor(2)))
+        })
+        .unwrap();
+        let read = read_safetensors(&path).unwrap();
+        assert_eq!(read, [("a".to_owned(), tensor(2)), ("b".to_owned(), tensor(3))]);
     }
 
     #[test]

@@ -116,8 +116,11 @@ impl SafetensorsFiles {
         self.with(name, |tensor| Ok(tensor.copy()))
     }
 
-    /// Hands the tensor as it lies in the file to `use_it`.
-    fn with<R>(&self, name: &str, use_it: impl FnOnce(&Tensor) -> Result<R>) -> Result<R> {
+    /// Hands the tensor as it lies in the file, without a copy, to `use_it`.
+    ///
+    /// # Errors
+    /// When there is no such tensor, its number format is not supported, or `use_it` fails.
+    pub fn with<R>(&self, name: &str, use_it: impl FnOnce(&Tensor) -> Result<R>) -> Result<R> {
         let place = self.place(name)?;
         let (path, map) = &self.maps[place.file];
         let Some(kind) = kind(place.dtype) else {
