@@ -81,6 +81,7 @@ fn report(outcome: &TrainOutcome, as_json: bool) -> anyhow::Result<()> {
             "tokens_seen": outcome.tokens_seen,
             "seconds": outcome.seconds,
             "tokens_per_second": outcome.tokens_per_second(),
+            "data_wait_seconds": outcome.data_wait_seconds,
             "parameters": outcome.parameters,
             "validation_loss": outcome.validation_loss,
             "peak_memory_bytes": outcome.peak_memory_bytes,

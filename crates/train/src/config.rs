@@ -256,6 +256,10 @@ pub struct DataSection {
     /// Tokens of the corpus at the beginning of a row that the model goes on with.
     #[serde(default = "default_prompt_tokens")]
     pub prompt_tokens: usize,
+    /// A text at which such prompts begin, `def ` for one: at the first place in a row where it stands
+    /// and leaves room for the prompt. Rows without it, and all where it is empty, begin as they are.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub prompt_at: String,
     /// What the model's logits are divided by when it writes, for other than its likeliest tokens
     /// too; 0 for these alone, which repeat themselves sooner.
     #[serde(default = "default_temperature")]
@@ -273,6 +277,7 @@ impl Default for DataSection {
             batches: 0,
             generated: 0.0,
             prompt_tokens: default_prompt_tokens(),
+            prompt_at: String::new(),
             temperature: default_temperature(),
         }
     }

@@ -37,6 +37,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "batches",
             "generated",
             "prompt_tokens",
+            "prompt_at",
             "temperature",
         ],
     ),
@@ -382,6 +383,9 @@ fn check_written_text(config: &TrainConfig) -> Result<(), Error> {
         "says how many of the data.batches that are gone round in the model writes: set these too"
             .to_owned()
     })?;
+    require(data.generated > 0.0 || data.prompt_at.is_empty(), "data.prompt_at", || {
+        "is for text that the model writes: set data.generated too".to_owned()
+    })?;
     let (prompt, sequence) = (data.prompt_tokens, config.train.sequence);
     require((1..=sequence).contains(&prompt) || data.generated == 0.0, "data.prompt_tokens", || {
         format!("{prompt} is out of range: a row has train.sequence = {sequence} tokens")
@@ -586,7 +590,7 @@ mod tests {
         config.model.init_from = Some("m.gguf".into());
         config.model.kv_heads = Some(2);
         config.model.head_dim = Some(32);
-        config.data.path = Some("x".into());
+        (config.data.path, config.data.prompt_at) = (Some("x".into()), "def ".to_owned());
         config.data.mixture = vec![MixturePart { corpus: None, path: None, weight: 1.0 }];
         (config.loss.ratio, config.loss.lambda) = (Some(1.0), Some(1.0));
         config.loss.offsets = Some(vec![0]);

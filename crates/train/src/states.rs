@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use foretoken_data::Tokenizer;
 use foretoken_heads::MultiTokenModel;
 use foretoken_loss::{FrozenStates, FrozenTrunkLoss};
 use foretoken_trunk::io::{read_safetensors, write_safetensors};
@@ -29,8 +30,13 @@ pub(crate) struct StateCache {
 
 impl StateCache {
     /// Keeps what it computes in `folder`, unless each batch is seen once.
-    pub(crate) fn new(config: &TrainConfig, folder: PathBuf) -> Result<Self, Error> {
-        let written = WrittenText::new(&config.data, config.train.batch, config.train.seed);
+    pub(crate) fn new(
+        config: &TrainConfig,
+        tokenizer: &Tokenizer,
+        folder: PathBuf,
+    ) -> Result<Self, Error> {
+        let (batch, seed) = (config.train.batch, config.train.seed);
+        let written = WrittenText::new(&config.data, tokenizer, batch, seed);
         let rounds = config.data.batches > 0 && config.train.steps > config.data.batches;
         if !rounds && written.is_none() {
             return Ok(Self { folder: None, written: None });

@@ -84,7 +84,7 @@ impl Trainer {
                 Objective::Together(loss.with_execution(config.heads.execution.into()))
             }
             HeadTraining::Alone => {
-                let cache = StateCache::new(config, out.join("states"))?;
+                let cache = StateCache::new(config, &corpus.tokenizer, out.join("states"))?;
                 Objective::Alone(FrozenTrunkLoss::new(config.heads.targets.into()), cache)
             }
         };

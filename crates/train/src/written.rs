@@ -1,5 +1,6 @@
 //! Text that the pretrained model writes itself, for its heads to learn from (self-distillation).
 
+use foretoken_data::Tokenizer;
 use foretoken_decode::{RowsOptions, write_rows};
 use foretoken_heads::MultiTokenModel;
 use foretoken_loss::FrozenStates;
@@ -16,6 +17,8 @@ const ROWS: usize = 128;
 pub(crate) struct WrittenText {
     share: f64,
     prompt: usize,
+    /// Where prompts begin, if not where rows do.
+    begins: Option<Begins>,
     temperature: f64,
     seed: u64,
     batches: u64,
@@ -28,11 +31,18 @@ pub(crate) type Read = (Tensor, FrozenStates);
 
 impl WrittenText {
     /// None where all text is the corpus's.
-    pub(crate) fn new(data: &DataSection, batch: usize, seed: u64) -> Option<Self> {
+    pub(crate) fn new(
+        data: &DataSection,
+        tokenizer: &Tokenizer,
+        batch: usize,
+        seed: u64,
+    ) -> Option<Self> {
         let rows = batch.max(1) as f64 * data.generated;
         (data.generated > 0.0).then(|| Self {
             share: data.generated,
             prompt: data.prompt_tokens,
+            begins: (!data.prompt_at.is_empty())
+                .then(|| Begins { text: data.prompt_at.clone(), tokenizer: tokenizer.clone() }),
             temperature: data.temperature,
             seed,
             batches: data.batches,
@@ -54,7 +64,11 @@ impl WrittenText {
         corpus: &impl Fn(u64) -> Result<Tensor, Error>,
     ) -> Result<Vec<(u64, Read)>, Error> {
         let group = self.group_of(index);
-        let rows = group.iter().map(|&index| corpus(index)).collect::<Result<Vec<_>, _>>()?;
+        let rows = group.iter().map(|&index| match &self.begins {
+            Some(begins) => begins.cut(&corpus(index)?, self.prompt),
+            None => corpus(index),
+        });
+        let rows = rows.collect::<Result<Vec<_>, _>>()?;
         let options = RowsOptions {
             prompt: self.prompt,
             temperature: self.temperature,
@@ -86,15 +100,66 @@ impl WrittenText {
     }
 }
 
+/// A text at which prompts begin.
+#[derive(Debug)]
+struct Begins {
+    text: String,
+    tokenizer: Tokenizer,
+}
+
+impl Begins {
+    /// Rows `[batch, columns]` from the text on, filled up behind with a token that nobody reads.
+    fn cut(&self, rows: &Tensor, prompt: usize) -> Result<Tensor, Error> {
+        let shape = rows.size();
+        let columns = rows.size2()?.1 as usize;
+        let mut tokens = Vec::<i64>::try_from(rows.f_reshape([-1])?)?;
+        for row in tokens.chunks_exact_mut(columns) {
+            let start = self.find(row)?.filter(|start| start + prompt <= columns).unwrap_or(0);
+            row.copy_within(start.., 0);
+            row[columns - start..].fill(0);
+        }
+        Ok(Tensor::f_from_slice(&tokens)?.f_view(shape.as_slice())?)
+    }
+
+    /// The token in which the text begins for the first time.
+    fn find(&self, row: &[i64]) -> Result<Option<usize>, Error> {
+        let mut stream = self.tokenizer.stream();
+        let (mut text, mut ends) = (String::new(), Vec::with_capacity(row.len()));
+        for &token in row {
+            // The corpus has tokens of the vocabulary alone.
+            text.extend(stream.push(u32::try_from(token).unwrap_or_default())?);
+            ends.push(text.len());
+        }
+        let place = text.find(&self.text);
+        Ok(place.map(|place| ends.partition_point(|&end| end <= place)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn prompts_begin_at_a_text_that_leaves_room_for_them() {
+        let begins = Begins { text: "def ".to_owned(), tokenizer: Tokenizer::bytes() };
+        let row = |text: &str| Tensor::from_slice(text.as_bytes()).to_kind(tch::Kind::Int64);
+        let rows = ["é = 1; def f(x): def g", "nothing of that kind..", "a very long row def x:"];
+        let rows = Tensor::stack(&rows.map(|text| row(text).narrow(0, 0, 22)), 0);
+        let cut = begins.cut(&rows, 8).unwrap();
+        let text = |index: i64| -> Vec<u8> {
+            Vec::<i64>::try_from(cut.get(index)).unwrap().iter().map(|&id| id as u8).collect()
+        };
+        assert_eq!(text(0), b"def f(x): def \0\0\0\0\0\0\0\0");
+        // The second has none, and the third none with room for eight tokens.
+        assert_eq!(text(1), b"nothing of that kind..");
+        assert_eq!(text(2), b"a very long row def x:");
+    }
+
+    #[test]
     fn the_share_of_written_batches_is_that_of_the_recipe() {
         for share in [0.25, 0.5, 0.7, 1.0] {
             let data = DataSection { generated: share, batches: 100, ..DataSection::default() };
-            let text = WrittenText::new(&data, 8, 1).unwrap();
+            let text = WrittenText::new(&data, &Tokenizer::bytes(), 8, 1).unwrap();
             let written: Vec<u64> = (0..100).filter(|&index| text.is_written(index)).collect();
             assert_eq!(written.len(), (100.0 * share).round() as usize);
             for index in written {
@@ -102,6 +167,6 @@ mod tests {
                 assert!(group.contains(&index) && group.len() * 8 <= ROWS + 8, "{group:?}");
             }
         }
-        assert!(WrittenText::new(&DataSection::default(), 8, 1).is_none());
+        assert!(WrittenText::new(&DataSection::default(), &Tokenizer::bytes(), 8, 1).is_none());
     }
 }

@@ -10,7 +10,7 @@ pub use options::{CrossEntropy, CrossEntropyOptions};
 
 use crate::buffers::accumulator;
 use crate::{Error, Result};
-use pass::{CHUNK_ELEMENTS, Pass};
+use pass::{Pass, chunk_elements};
 use rows::{row_distillations, row_losses};
 use tch::{Kind, Reduction, Tensor};
 
@@ -68,7 +68,7 @@ pub fn linear_cross_entropy_with(
     targets: &Tensor,
     options: &CrossEntropyOptions,
 ) -> Result<CrossEntropy> {
-    in_chunks(hidden, weight, targets, options, CHUNK_ELEMENTS)
+    in_chunks(hidden, weight, targets, options, chunk_elements(weight))
 }
 
 /// [`linear_cross_entropy_with`] with at most `chunk` logits at a time, but those of one token.
@@ -114,7 +114,7 @@ pub fn linear_distillation(hidden: &Tensor, weight: &Tensor, teacher: &Tensor) -
     let (tokens, _) = sizes(hidden, weight)?;
     check_beside(hidden, "the teacher of a distillation", teacher, &hidden.size())?;
     let (teacher, transposed) = (teacher.detach(), weight.detach().f_transpose(0, 1)?);
-    let pass = Pass::new(1.0 / tokens.max(1) as f64, hidden, weight, CHUNK_ELEMENTS);
+    let pass = Pass::new(1.0 / tokens.max(1) as f64, hidden, weight, chunk_elements(weight));
     let both = pass.run(hidden, weight, |logits, start, len| {
         let teacher = teacher.f_narrow(0, start, len)?.f_matmul(&transposed)?;
         let teacher = teacher.f_to_kind(accumulator(teacher.kind()))?;

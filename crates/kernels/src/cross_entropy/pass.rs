@@ -4,10 +4,18 @@ use super::CrossEntropy;
 use crate::buffers::accumulator;
 use crate::native::recording;
 use crate::{Result, custom_gradient};
-use tch::{Tensor, no_grad};
+use tch::{Device, Tensor, no_grad};
 
-/// Logits held at a time: 4M values, 16 MB in float32.
-pub(super) const CHUNK_ELEMENTS: i64 = 1 << 22;
+/// Logits held at a time: at least 4M values, 16 MB in float32, and at most 32M.
+const CHUNK_ELEMENTS: [i64; 2] = [1 << 22, 1 << 25];
+
+/// How many logits to hold at a time: as many as `weight` has values, within bounds. Each chunk reads
+/// the weight twice and its gradient once and writes that: with fewer tokens than the weight is wide
+/// these take longer than the logits.
+pub(super) fn chunk_elements(weight: &Tensor) -> i64 {
+    let [least, most] = CHUNK_ELEMENTS;
+    i64::try_from(weight.numel()).unwrap_or(most).clamp(least, most)
+}
 
 /// What the logits of some tokens come to.
 pub(super) struct Rows {
@@ -76,8 +84,11 @@ impl Pass {
             let kind = hidden.kind();
             custom_gradient(&[hidden, weight], &[&loss], move |gradients| {
                 let Some(g) = &gradients[0] else { return Ok(vec![None, None]) };
+                // Elsewhere than on the CPU a look at the number would wait for the device.
+                let one = g.device() == Device::Cpu && g.f_double_value(&[])? == 1.0;
                 let times = |d: &Option<Tensor>| {
-                    d.as_ref().map(|d| d.f_mul(g)?.f_to_kind(kind)).transpose()
+                    let scaled = |d: &Tensor| if one { Ok(d.shallow_clone()) } else { d.f_mul(g) };
+                    d.as_ref().map(|d| scaled(d)?.f_to_kind(kind)).transpose()
                 };
                 Ok(vec![times(&dhidden)?, times(&dweight)?])
             })?;
@@ -111,10 +122,12 @@ impl Pass {
                 dhidden.f_narrow(0, start, len)?.f_copy_(&dlogits.f_matmul(weight)?)?;
             }
             if self.wants.weight {
-                let part = dlogits.f_transpose(0, 1)?.f_matmul(&chunk)?.f_to_kind(wide)?;
+                let dlogits = dlogits.f_transpose(0, 1)?;
                 dweight = Some(match dweight {
-                    Some(mut sum) => sum.f_add_(&part)?,
-                    None => part,
+                    // The product adds to what is there: no other tensor of the weight's size.
+                    Some(mut sum) if kind == wide => sum.f_addmm_(&dlogits, &chunk)?,
+                    Some(mut sum) => sum.f_add_(&dlogits.f_matmul(&chunk)?.f_to_kind(wide)?)?,
+                    None => dlogits.f_matmul(&chunk)?.f_to_kind(wide)?,
                 });
             }
         }
