@@ -79,20 +79,18 @@ impl Trunk {
     pub fn early(
         &self,
         tokens: &Tensor,
-        mut cache: Option<&mut TrunkCache>,
+        cache: Option<&mut TrunkCache>,
         blocks: usize,
     ) -> Result<Tensor> {
-        if let Some(cache) = &cache
-            && cache.blocks.len() != self.blocks.len()
-        {
+        let Some(cache) = cache else { return self.early_within(tokens, &self.rotary, blocks) };
+        if cache.blocks.len() != self.blocks.len() {
             let (held, blocks) = (cache.blocks.len(), self.blocks.len());
             let problem = format!("a cache of {held} blocks for a trunk of {blocks}");
             return Err(Error::config("cache", problem));
         }
         let mut x = embedding(&self.embed_tokens, tokens)?;
-        for (i, block) in self.blocks.iter().enumerate().take(blocks) {
-            let cache = cache.as_mut().map(|cache| &mut cache.blocks[i]);
-            x = block.forward(&x, &self.rotary, cache)?;
+        for (block, cache) in self.blocks.iter().zip(&mut cache.blocks).take(blocks) {
+            x = block.forward(&x, &self.rotary, Some(cache))?;
         }
         Ok(x)
     }

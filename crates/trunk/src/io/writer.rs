@@ -67,9 +67,10 @@ pub fn write_safetensors_in_turn(
         file.write_all(&header)?;
         let mut left = entries.iter();
         supply(&mut |tensor| {
-            let fits =
-                |(_, kind, shape): &&TensorEntry| tensor.kind() == *kind && tensor.size() == *shape;
-            if !left.next().is_some_and(|entry| fits(&entry)) {
+            let due = left
+                .next()
+                .is_some_and(|(_, kind, shape)| tensor.kind() == *kind && tensor.size() == *shape);
+            if !due {
                 return Err(std::io::Error::other("a tensor is not the one that is due"));
             }
             file.write_all(&tensor_bytes(tensor).map_err(std::io::Error::other)?)
