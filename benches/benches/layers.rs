@@ -110,7 +110,7 @@ fn decoding(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(128));
     let config = ModelConfig {
         architecture: Architecture { layers: 10, ..Architecture::default() },
-        heads: HeadsConfig { kind: "block".into(), count: 4 },
+        heads: HeadsConfig::new("block", 4),
         end_of_text: None,
     };
     let Ok(model) = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0) else { return };

@@ -27,7 +27,7 @@ fn recipe(heads: usize, sets: &[&str]) -> Result<TrainConfig> {
 }
 
 fn model(config: &TrainConfig) -> Result<MultiTokenModel> {
-    Ok(MultiTokenModel::new(&config.model_config(VOCAB), Kind::Float, Device::Cpu, 0)?)
+    Ok(MultiTokenModel::new(&config.model_config(VOCAB)?, Kind::Float, Device::Cpu, 0)?)
 }
 
 fn batch(heads: usize) -> Tensor {

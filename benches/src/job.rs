@@ -50,7 +50,7 @@ impl Job {
         let bytes = prepare_bytes(&text.corpus, &text.shards)?;
         let vocab = text.vocab.unwrap_or(bytes);
         ensure!(vocab >= bytes, "a vocabulary of {vocab} is too small: bytes need {bytes}");
-        let model_config = config.model_config(vocab);
+        let model_config = config.model_config(vocab)?;
         let pairs = (vocab > bytes).then_some(vocab as i64);
         let of = |split, count| batches(config, &text.shards, split, count, pairs);
         let batches = [
@@ -151,7 +151,7 @@ fn batches(
     count: u64,
     vocab: Option<i64>,
 ) -> Result<Tensor> {
-    let columns = config.train.sequence + config.heads.count;
+    let columns = config.columns();
     let options = SamplerOptions {
         batch: config.train.batch,
         columns: if vocab.is_some() { 2 * columns } else { columns },

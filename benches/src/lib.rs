@@ -2,8 +2,9 @@
 //!
 //! Four programs: `train_steps` trains from a [`Job`] folder that a peer reads too, and answers
 //! commands line by line, so that both sides can take turns; `step_memory` says how much memory
-//! training steps took; `read_batches` how fast a warm shard is read; `tokenize` gives the ids of
-//! lines. They drive the library as any user would, the first two through [`TrainingLoop`].
+//! training steps took, and how long; `read_batches` how fast a warm shard is read; `tokenize`
+//! gives the ids of lines. They drive the library as any user would, the first two through
+//! [`TrainingLoop`].
 //! [`StepWork`] counts what a step has to do, [`Bound`] measures how fast that can be. The peers'
 //! side is in `peers/`; `benches/*.rs` is Criterion over kernels, steps, decoding and data.
 

@@ -22,7 +22,8 @@ impl TrainingLoop {
     /// # Errors
     /// When the optimiser cannot take over the parameters.
     pub fn new(model: MultiTokenModel, config: TrainConfig) -> Result<Self> {
-        let loss = MultiTokenLoss::new(config.heads.count);
+        let loss = config.loss.objective(config.heads.count);
+        let loss = loss.with_recompute(config.train.recompute);
         let loss = loss.with_execution(config.heads.execution.into());
         let section = &config.optimizer;
         let (model, optimizer) = match config.train.precision {
@@ -55,7 +56,7 @@ impl TrainingLoop {
         self.done
     }
 
-    /// One step on `tokens`, `[batch, seq + heads]`.
+    /// One step on `tokens`, `[batch, columns]` ([`TrainConfig::columns`]).
     ///
     /// # Errors
     /// When the tokens do not fit the model.
@@ -65,7 +66,8 @@ impl TrainingLoop {
         Ok(losses)
     }
 
-    /// The same step, naively: all heads in one graph and all of their logits in memory.
+    /// The same step, naively: all heads in one graph and all of their logits in memory, whatever
+    /// the recipe says of execution and recomputation.
     ///
     /// # Errors
     /// When the tokens do not fit the model, or the memory is not there.

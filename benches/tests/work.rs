@@ -19,7 +19,7 @@ fn config(heads: usize, optimizer: &str) -> Result<TrainConfig> {
 }
 
 fn built(config: &TrainConfig) -> Result<(MultiTokenModel, StepWork)> {
-    let model = MultiTokenModel::new(&config.model_config(VOCAB), Kind::Float, Device::Cpu, 0)?;
+    let model = MultiTokenModel::new(&config.model_config(VOCAB)?, Kind::Float, Device::Cpu, 0)?;
     let work = StepWork::new(&model, config);
     Ok((model, work))
 }

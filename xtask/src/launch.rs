@@ -38,12 +38,22 @@ pub(crate) fn run(workspace: &Workspace, arguments: &LaunchArguments) -> Result<
     }
     // Ctrl-C reaches every process of the terminal: the training saves and ends, and we wait.
     ctrlc::set_handler(|| {}).context("cannot wait for Ctrl-C")?;
-    let (size, port) = (usize::from(arguments.processes), free_port()?);
+    together(usize::from(arguments.processes), || {
+        let mut command = if own { foretoken(workspace, &libtorch) } else { Command::new(program) };
+        command.args(rest);
+        Ok(command)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts `size` processes of one training, each of them what `make` gives and told its rank, and
+/// waits until all have ended; an error where one of them failed.
+pub(crate) fn together(size: usize, make: impl Fn() -> Result<Command>) -> Result<()> {
+    let port = free_port()?;
     let threads = thread::available_parallelism().map_or(1, |cores| (cores.get() / size).max(1));
     let mut children = Children(Vec::new());
     for rank in 0..size {
-        let mut command = if own { foretoken(workspace, &libtorch) } else { Command::new(program) };
-        command.args(rest);
+        let mut command = make()?;
         for (name, value) in [
             ("RANK", rank),
             ("LOCAL_RANK", rank),
@@ -66,7 +76,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &LaunchArguments) -> Result<
 }
 
 /// A port that nobody listens at now.
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).context("no port is free on 127.0.0.1")?;
     Ok(listener.local_addr()?.port())
 }
@@ -76,7 +86,7 @@ struct Children(Vec<Option<Child>>);
 
 impl Children {
     /// Waits for all; once one has failed, the others have [`GRACE`].
-    fn wait(mut self) -> Result<ExitCode> {
+    fn wait(mut self) -> Result<()> {
         let mut failed: Option<(usize, ExitStatus, Instant)> = None;
         loop {
             let mut running = Vec::new();
@@ -101,7 +111,7 @@ impl Children {
             }
         }
         match failed {
-            None => Ok(ExitCode::SUCCESS),
+            None => Ok(()),
             Some((rank, status, _)) => bail!("rank {rank} failed first ({status})"),
         }
     }
@@ -130,6 +140,22 @@ mod tests {
         assert!(start(&["exit 0", "sleep 0.1"]).wait().is_ok());
         let error = start(&["sleep 0.3", "exit 3", "sleep 0.3; exit 4"]).wait().unwrap_err();
         assert!(error.to_string().starts_with("rank 1 failed first"), "{error}");
+    }
+
+    #[test]
+    fn each_process_is_told_its_rank_and_where_all_meet() {
+        let folder = tempfile::tempdir().unwrap();
+        together(3, || {
+            let mut command = Command::new("sh");
+            command.args(["-c", "echo $WORLD_SIZE $MASTER_ADDR > $RANK"]);
+            command.current_dir(folder.path());
+            Ok(command)
+        })
+        .unwrap();
+        for rank in ["0", "1", "2"] {
+            let told = std::fs::read_to_string(folder.path().join(rank)).unwrap();
+            assert_eq!(told, "3 127.0.0.1\n");
+        }
     }
 
     #[test]

@@ -119,7 +119,7 @@ fn evaluate(training: &TrainingLoop, batches: &[Tensor]) -> Result<Value> {
 fn muon_kind(config: &TrainConfig) -> Kind {
     match config.optimizer.muon_precision {
         MuonPrecision::Bfloat16 => Kind::BFloat16,
-        MuonPrecision::Float32 | MuonPrecision::Auto => Kind::Float,
+        MuonPrecision::Float32 | MuonPrecision::Auto | MuonPrecision::Fast => Kind::Float,
     }
 }
 

@@ -52,9 +52,14 @@ pub(crate) enum DeviceName {
     long_about = "Train a model as a config says.\n\n\
         The config is TOML with the sections [model] (layers in all, attention_heads, kv_heads, \
         dim, ffn, context), [heads] (type, count), [data] (corpus, or path to a file or folder of \
-        text; tokenizer: bytes or a tokenizer.json), [optimizer] (type: muon or adamw, \
-        learning_rate, muon_learning_rate, weight_decay, clip, schedule, warmup, ...) and [train] \
-        (steps, batch, sequence, seed, checkpoint_every, precision).\n\n\
+        text, or several in mixture; documents: joined, apart or packed; tokenizer: bytes or a \
+        tokenizer.json), [loss] (weights, curriculum, offsets, label_smoothing, z_loss), \
+        [optimizer] (type: muon or adamw, learning_rate, muon_learning_rate, weight_decay, clip, \
+        schedule, warmup, ...) and [train] (steps, batch, sequence, seed, checkpoint_every, keep, \
+        validate, precision, accumulate, recompute, shard_optimizer). docs/training.md has them \
+        all.\n\n\
+        Several processes train together where torchrun --no-python, srun or a PyTorchJob starts \
+        them, or `cargo xtask launch`.\n\n\
         OUT/model is the finished model, OUT/checkpoints the last three states, OUT/metrics.jsonl \
         a line a step; with --tensorboard the same figures lie in OUT/tensorboard, where \
         `tensorboard --logdir OUT` reads them. Ctrl-C saves and prints the command that goes on; the result is then the \
@@ -92,9 +97,17 @@ pub(crate) struct TrainArguments {
     /// Where the model is trained
     #[arg(long, value_enum, default_value = "cpu")]
     pub(crate) device: DeviceName,
+    /// Of several processes: give up when another lives but does not come for so long
+    #[arg(long, value_name = "SECONDS", default_value_t = Self::PATIENCE)]
+    pub(crate) patience: u64,
     /// Print what the run came to as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl TrainArguments {
+    /// Seconds that processes wait for one that lives: rank 0 may be writing a large checkpoint.
+    pub(crate) const PATIENCE: u64 = 1800;
 }
 
 /// How many tokens a forward pass may bring.

@@ -70,7 +70,7 @@ fn options(
     config: &ModelConfig,
     reader: &PromptReader,
 ) -> anyhow::Result<GenerateOptions> {
-    let available = config.heads.count;
+    let available = config.heads.drafting();
     let sampling = arguments.temperature.map(|temperature| Sampling {
         temperature,
         top_p: arguments.top_p.unwrap_or(1.0),
@@ -84,7 +84,13 @@ fn options(
         _ => Decoding::Speculative { heads },
     };
     if heads == 0 || heads > available {
-        return usage(format!("--heads {heads}: the model has {available}; give 1 to {available}"));
+        let whose = match config.heads.count {
+            all if all > available => {
+                format!("of the model's {all} heads {available} predict one token after the other")
+            }
+            _ => format!("the model has {available}"),
+        };
+        return usage(format!("--heads {heads}: {whose}; give 1 to {available}"));
     }
     let mut end_of_text: Vec<u32> = config.end_of_text.into_iter().collect();
     end_of_text.extend(reader.tokenizer.end_of_text());

@@ -3,13 +3,15 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use foretoken_dist::{Environment, Limits, ProcessGroup};
 use foretoken_train::{TrainConfig, TrainOptions, TrainOutcome, train};
 use serde_json::json;
+use tch::Device;
 
 use crate::arguments::{DeviceName, TrainArguments};
-use crate::device::device;
+use crate::device::device_of;
 use crate::failure::usage;
 use crate::interrupt::stop_flag;
 use crate::output::Output;
@@ -20,9 +22,14 @@ pub(crate) fn run(arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
     {
         return usage(format!("--max-seconds {seconds}: give more than 0"));
     }
+    if arguments.patience == 0 {
+        return usage("--patience 0: give at least 1");
+    }
     let config = TrainConfig::from_file(&arguments.config, &arguments.set)?;
     let out = out_folder(arguments);
-    let group = group()?;
+    let place = Environment::detect()?;
+    let device = device_of(arguments.device, place.as_ref().map_or(0, |place| place.local_rank))?;
+    let group = place.map(|place| group(&place, device, arguments.patience)).transpose()?;
     let first = group.as_ref().is_none_or(|group| group.rank() == 0);
     let options = TrainOptions {
         group,
@@ -33,7 +40,7 @@ pub(crate) fn run(arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
         corpus_root: arguments.corpus.clone(),
         shards_dir: arguments.shards.clone(),
         max_seconds: arguments.max_seconds,
-        device: device(arguments.device)?,
+        device,
         ..TrainOptions::default()
     };
     let outcome = train(&config, &out, &options)?;
@@ -57,9 +64,20 @@ pub(crate) fn run(arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
 }
 
 /// The processes that torchrun, SLURM, a `PyTorchJob` or `cargo xtask launch` started together.
-fn group() -> anyhow::Result<Option<ProcessGroup>> {
-    let Some(place) = Environment::detect()? else { return Ok(None) };
-    Ok(Some(ProcessGroup::connect(&place, Limits::default())?))
+fn group(place: &Environment, device: Device, patience: u64) -> anyhow::Result<ProcessGroup> {
+    let gpu = match device {
+        Device::Cuda(gpu) if place.size > 1 => Some(gpu),
+        _ => None,
+    };
+    if gpu.is_some() {
+        ProcessGroup::supports_gpus()?;
+    }
+    let limits = Limits { collective: Duration::from_secs(patience), ..Limits::default() };
+    let group = ProcessGroup::connect(place, limits)?;
+    if let Some(gpu) = gpu {
+        group.connect_gpus(gpu)?;
+    }
+    Ok(group)
 }
 
 fn out_folder(arguments: &TrainArguments) -> PathBuf {
@@ -78,6 +96,7 @@ fn report(outcome: &TrainOutcome, as_json: bool) -> anyhow::Result<()> {
             "best_checkpoint": outcome.best_checkpoint,
             "interrupted": outcome.interrupted,
             "steps": outcome.steps,
+            "skipped_steps": outcome.skipped_steps,
             "tokens_seen": outcome.tokens_seen,
             "seconds": outcome.seconds,
             "tokens_per_second": outcome.tokens_per_second(),
@@ -96,8 +115,12 @@ fn report(outcome: &TrainOutcome, as_json: bool) -> anyhow::Result<()> {
         0 => String::new(),
         _ => format!(", validation loss {} nats a token", losses.join(" ")),
     };
+    let skipped = match outcome.skipped_steps {
+        0 => String::new(),
+        skipped => format!(" ({skipped} without a finite gradient)"),
+    };
     output.line(&format!(
-        "{}: {} steps, {} tokens, {:.0} tokens/s{losses}",
+        "{}: {} steps{skipped}, {} tokens, {:.0} tokens/s{losses}",
         outcome.model_dir.display(),
         outcome.steps,
         outcome.tokens_seen,
@@ -131,6 +154,9 @@ fn go_on(arguments: &TrainArguments, out: &std::path::Path) -> String {
     }
     if arguments.device == DeviceName::Cuda {
         words.extend(["--device", "cuda"].map(str::to_owned));
+    }
+    if arguments.patience != TrainArguments::PATIENCE {
+        words.extend(["--patience".to_owned(), arguments.patience.to_string()]);
     }
     words.push("--resume".to_owned());
     words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")

@@ -3,10 +3,10 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use common::{Place, SHORT, assert_refused, config, error_text, model};
+use common::{Place, SHORT, assert_refused, config, error_text, model, wait_until};
 
 fn cut(path: &Path) {
     let bytes = fs::read(path).unwrap();
@@ -182,13 +182,18 @@ fn damaged_checkpoints_are_named_and_an_older_one_is_used() {
     assert_refused(&output, 1, &["step-6/model.safetensors"]);
 }
 
+/// The tokens that the run in `run` trains on.
+fn train_shard(place: &Place) -> PathBuf {
+    let shards: Vec<String> = place.names("run/shards");
+    let train = shards.iter().find(|name| name.starts_with("train") && name.ends_with(".tokens"));
+    place.path("run/shards").join(train.unwrap_or_else(|| panic!("{shards:?}")))
+}
+
 #[test]
 fn a_shard_that_differs_from_its_manifest_is_never_trained_on() {
     let place = Place::new();
     assert!(place.train("run", &SHORT).output().unwrap().status.success());
-    let shards: Vec<String> = place.names("run/shards");
-    let train = shards.iter().find(|name| name.starts_with("train") && name.ends_with(".tokens"));
-    let shard = place.path("run/shards").join(train.unwrap_or_else(|| panic!("{shards:?}")));
+    let shard = train_shard(&place);
     let whole = fs::read(&shard).unwrap();
     cut(&shard);
     let more = [&SHORT[..], &["--resume", "--set", "train.steps=8"]].concat();
@@ -197,6 +202,46 @@ fn a_shard_that_differs_from_its_manifest_is_never_trained_on() {
     // What the message says to do does it.
     fs::remove_file(&shard).unwrap();
     assert!(place.train("run", &more).output().unwrap().status.success());
+    assert!(fs::read(&shard).unwrap() == whole);
+}
+
+#[test]
+fn a_shard_that_is_cut_short_under_a_training_ends_it_and_its_checkpoints_go_on() {
+    let place = Place::new();
+    let saving = [&SHORT[..], &["--set", "train.checkpoint_every=4"]].concat();
+    let endless = [&saving[..], &["--set", "train.steps=1000000", "--max-seconds", "60"]].concat();
+    let mut command = place.train("run", &endless);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let saved = place.path("run/checkpoints/step-8");
+    wait_until(&mut child, || saved.exists());
+    let shard = train_shard(&place);
+    let whole = fs::read(&shard).unwrap();
+    let file = fs::File::options().write(true).open(&shard).unwrap();
+    file.set_len(whole.len() as u64 / 2).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let name = shard.file_name().unwrap().to_str().unwrap();
+    assert_refused(&output, 1, &[name, "changed while it was in use", "its folder", "--resume"]);
+    assert!(!place.path("run/model").exists());
+
+    let checkpoints = place.names("run/checkpoints");
+    for checkpoint in &checkpoints {
+        let folder = place.path("run/checkpoints").join(checkpoint);
+        let mut check = Command::new("sha256sum");
+        check.args(["--check", "--quiet", "checksums.sha256"]).current_dir(folder);
+        assert!(check.status().unwrap().success(), "{checkpoint} is not whole");
+    }
+    let steps =
+        checkpoints.iter().filter_map(|name| name.strip_prefix("step-")?.parse::<u64>().ok());
+    let newest = steps.max().unwrap();
+    assert!(newest >= 8, "{checkpoints:?}");
+
+    // What the message says to do does it.
+    fs::remove_dir_all(place.path("run/shards")).unwrap();
+    let steps = format!("train.steps={}", newest + 2);
+    let more = [&saving[..], &["--resume", "--set", &steps]].concat();
+    let output = place.train("run", &more).output().unwrap();
+    assert!(output.status.success(), "{}", error_text(&output));
+    assert!(!error_text(&output).contains("damaged"), "{}", error_text(&output));
     assert!(fs::read(&shard).unwrap() == whole);
 }
 

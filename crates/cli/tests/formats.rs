@@ -15,7 +15,7 @@ fn open(path: &Path) -> MultiTokenModel {
 
 /// Writes two Medusa heads for the trained model.
 fn medusa_heads(place: &Place) -> String {
-    let heads = HeadsConfig { kind: "medusa".to_owned(), count: 3 };
+    let heads = HeadsConfig::new("medusa", 3);
     let mut grown = open(Path::new(model())).grow(&heads, &Registry::stock(), 0).unwrap();
     grown.set_draft_vocabulary(Some((32..127).collect())).unwrap();
     let path = place.path("medusa.safetensors");

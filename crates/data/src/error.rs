@@ -152,7 +152,7 @@ pub enum Error {
     },
     /// A shard file that another program cut short or made longer while it was mapped.
     #[error(
-        "{} changed while it was in use: {found} bytes instead of {expected}; prepare the corpus again, then resume the run",
+        "{} changed while it was in use: {found} bytes instead of {expected}; delete its folder and go on with --resume",
         path.display()
     )]
     ShardChanged {

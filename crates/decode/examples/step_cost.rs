@@ -43,7 +43,7 @@ fn measure(
     threads: Option<usize>,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let vocab = architecture.vocab as u32;
-    let heads = HeadsConfig { kind: "block".into(), count: 4 };
+    let heads = HeadsConfig::new("block", 4);
     let config = ModelConfig { architecture, heads, end_of_text: None };
     let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
     let options = DecoderOptions { threads, ..DecoderOptions::default() };

@@ -618,7 +618,7 @@ mod tests {
     use foretoken_heads::{HeadsConfig, ModelConfig};
 
     fn model(architecture: Architecture, kind: Kind) -> MultiTokenModel {
-        let heads = HeadsConfig { kind: "block".into(), count: 1 };
+        let heads = HeadsConfig::new("block", 1);
         let config = ModelConfig { architecture, heads, end_of_text: None };
         MultiTokenModel::new(&config, kind, Device::Cpu, 0).unwrap()
     }

@@ -78,7 +78,7 @@ impl<'m> Decoder<'m> {
     fn over(config: &ModelConfig, engine: Box<dyn Engine + 'm>, name: &'static str) -> Self {
         let sizes = &config.architecture;
         let (vocab, context) = (sizes.vocab, sizes.context);
-        Self { engine, name, vocab, context, heads: config.heads.count }
+        Self { engine, name, vocab, context, heads: config.heads.drafting() }
     }
 
     /// `cpu` for the engine in which a row has the same bits alone and among others, `tensors` for

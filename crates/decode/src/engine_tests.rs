@@ -29,7 +29,7 @@ fn model(
         context: 128,
         ..Architecture::default()
     };
-    let heads = HeadsConfig { kind: head.into(), count: heads };
+    let heads = HeadsConfig::new(head, heads);
     let config = ModelConfig { architecture, heads, end_of_text: None };
     let model = MultiTokenModel::new(&config, kind, Device::Cpu, seed).unwrap();
     for parameter in model.parameters() {

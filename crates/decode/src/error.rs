@@ -35,14 +35,15 @@ pub enum Error {
         /// The model's last token.
         last: usize,
     },
-    /// More heads than the model has, or none.
+    /// More heads than the model has that predict one token after the other, or none.
     #[error(
-        "decoding with {asked} heads was asked for, but the model has {available}: choose 1 to {available}"
+        "decoding with {asked} heads was asked for, but the model has {available} that predict one \
+         token after the other: choose 1 to {available}"
     )]
     Heads {
         /// Heads asked for.
         asked: usize,
-        /// Heads of the model.
+        /// Heads of the model before the first that leaps.
         available: usize,
     },
     /// A sampling option outside its range.

@@ -24,7 +24,7 @@
 //! use tch::{Device, Kind};
 //!
 //! let architecture = Architecture { dim: 32, layers: 5, ffn: 64, context: 64, ..Default::default() };
-//! let heads = HeadsConfig { kind: "block".into(), count: 4 };
+//! let heads = HeadsConfig::new("block", 4);
 //! let config = ModelConfig { architecture, heads, end_of_text: None };
 //! let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
 //!

@@ -52,7 +52,7 @@ pub struct WrittenRows {
 /// use tch::{Device, Kind, Tensor};
 ///
 /// let architecture = Architecture { dim: 32, layers: 2, ffn: 64, context: 64, ..Default::default() };
-/// let heads = HeadsConfig { kind: "block".into(), count: 1 };
+/// let heads = HeadsConfig::new("block", 1);
 /// let config = ModelConfig { architecture, heads, end_of_text: None };
 /// let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
 /// let text = Tensor::randint(256, [4, 20], (Kind::Int64, Device::Cpu));

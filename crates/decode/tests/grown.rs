@@ -54,7 +54,7 @@ fn model(shape: &Shape, kind: Kind, seed: i64) -> MultiTokenModel {
         },
         ..Architecture::default()
     };
-    let stock = HeadsConfig { kind: "block".into(), count: 1 };
+    let stock = HeadsConfig::new("block", 1);
     let config = ModelConfig { architecture, heads: stock, end_of_text: None };
     let model = MultiTokenModel::new(&config, kind, Device::Cpu, seed).unwrap();
     for parameter in model.parameters() {
@@ -68,7 +68,7 @@ fn model(shape: &Shape, kind: Kind, seed: i64) -> MultiTokenModel {
             }
         });
     }
-    let heads = HeadsConfig { kind: shape.head.into(), count: shape.heads };
+    let heads = HeadsConfig::new(shape.head, shape.heads);
     let mut model = model.grow(&heads, &Registry::stock(), seed).unwrap();
     for parameter in model.head_parameters() {
         no_grad(|| {

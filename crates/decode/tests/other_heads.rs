@@ -95,7 +95,7 @@ fn model(kind: &'static str) -> MultiTokenModel {
         context: 100,
         ..Architecture::default()
     };
-    let heads = HeadsConfig { kind: kind.into(), count: 4 };
+    let heads = HeadsConfig::new(kind, 4);
     let config = ModelConfig { architecture, heads, end_of_text: None };
     MultiTokenModel::with_registry(&config, &registry, Kind::Double, Device::Cpu, 1).unwrap()
 }

@@ -22,7 +22,7 @@ fn model(kv_heads: usize, end: Option<u32>, seed: i64) -> MultiTokenModel {
         context: 60,
         ..Architecture::default()
     };
-    let heads = HeadsConfig { kind: "block".into(), count: 1 };
+    let heads = HeadsConfig::new("block", 1);
     let config = ModelConfig { architecture, heads, end_of_text: end };
     let model = MultiTokenModel::new(&config, Kind::Double, Device::Cpu, seed).unwrap();
     for parameter in model.parameters().iter().filter(|p| p.tensor.dim() == 2) {

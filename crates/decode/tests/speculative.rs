@@ -36,7 +36,7 @@ fn model(sizes: &Sizes, kind: Kind, seed: i64) -> MultiTokenModel {
         context: sizes.context,
         ..Architecture::default()
     };
-    let heads = HeadsConfig { kind: "block".into(), count: sizes.heads };
+    let heads = HeadsConfig::new("block", sizes.heads);
     let config = ModelConfig { architecture, heads, end_of_text: None };
     MultiTokenModel::new(&config, kind, Device::Cpu, seed).unwrap()
 }
@@ -335,4 +335,18 @@ fn what_cannot_be_done_is_refused_with_the_numbers() {
         ..plain
     };
     assert!(matches!(refusal(&[1], &both), Error::NotBuilt { .. }));
+}
+
+#[test]
+fn heads_that_leap_do_not_draft() {
+    let config = predictable(Kind::Float, 4).config().clone();
+    let heads = config.heads.clone().with_offsets(vec![0, 1, 3, 4]).unwrap();
+    let config = ModelConfig { heads, ..config };
+    let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 3).unwrap();
+    let mut decoder = Decoder::new(&model).unwrap();
+    assert_identical(&mut decoder, &[1, 2, 3], 12, 2);
+    let error = decoder
+        .generate(&[1], &options(4, Some(3)), &mut |_, _| ControlFlow::Continue(()))
+        .unwrap_err();
+    assert!(matches!(error, Error::Heads { asked: 3, available: 2 }), "{error}");
 }

@@ -1,11 +1,14 @@
-// libtorch's process groups for Rust: a store that all ranks share, and collectives on Gloo. Every
-// function catches what libtorch throws and returns it as a message that the caller frees; null
+// libtorch's process groups for Rust: a store that all ranks share, and collectives on Gloo and, where
+// it is built with USE_C10D_NCCL, on NCCL. Every function catches what libtorch throws and returns it as a message that the caller frees; null
 // means success. Handles are made here and given back to the `…_free` of their kind.
 
 #include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#ifdef USE_C10D_NCCL
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+#endif
 
 #include <chrono>
 #include <cstdlib>
@@ -13,7 +16,9 @@
 #include <iostream>
 #include <mutex>
 #include <sstream>
+#include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 // The class as libtorch 2.11.0 lays it out; with other headers or stubs it would not fit.
@@ -23,7 +28,12 @@ using at::Tensor;
 using std::chrono::milliseconds;
 using Store = c10::intrusive_ptr<c10d::Store>;
 using Group = c10::intrusive_ptr<c10d::Backend>;
-using Work = c10::intrusive_ptr<c10d::Work>;
+
+struct Work {
+  c10::intrusive_ptr<c10d::Work> work;
+  // NCCL's wait returns at once, or gives the whole group up: its end has to be asked for.
+  bool asked;
+};
 
 namespace {
 
@@ -88,10 +98,10 @@ std::vector<Device> devices(const char* interfaces, bool loopback) {
   return found;
 }
 
-// Starts a collective and hands its work out.
+// Starts a collective of `group` and hands its work out.
 template <typename F>
-char* start(Work** work, F&& collective) {
-  return guarded([&] { *work = new Work(collective()); });
+char* start(const Group& group, Work** work, F&& collective) {
+  return guarded([&] { *work = new Work{collective(), group->getBackendName() == "nccl"}; });
 }
 
 }  // namespace
@@ -164,6 +174,24 @@ char* foretoken_dist_group_open(Store* store, int rank, int size, int64_t timeou
   });
 }
 
+// Connects the ranks' GPUs at their first collective; `gpu` is this rank's.
+char* foretoken_dist_group_open_gpus(Store* store, int rank, int size, int64_t timeout_ms, int gpu,
+                                     Group** group) {
+  return guarded([&] {
+#ifdef USE_C10D_NCCL
+    auto options = c10d::ProcessGroupNCCL::Options::create();
+    options->timeout = milliseconds(timeout_ms);
+    auto keys = c10::make_intrusive<c10d::PrefixStore>("nccl", *store);
+    auto nccl = c10::make_intrusive<c10d::ProcessGroupNCCL>(keys, rank, size, options);
+    nccl->setBoundDeviceId(at::Device(at::kCUDA, static_cast<at::DeviceIndex>(gpu)));
+    *group = new Group(std::move(nccl));
+#else
+    (void)store, (void)rank, (void)size, (void)timeout_ms, (void)gpu, (void)group;
+    throw std::runtime_error("this program is built without NCCL");
+#endif
+  });
+}
+
 // Waits for collectives that are under way.
 void foretoken_dist_group_free(Group* group) { delete group; }
 
@@ -172,7 +200,7 @@ char* foretoken_dist_group_set_timeout(Group* group, int64_t timeout_ms) {
 }
 
 char* foretoken_dist_broadcast(Group* group, const Tensor* tensor, int root, Work** work) {
-  return start(work, [&] {
+  return start(*group, work, [&] {
     std::vector<Tensor> tensors{*tensor};
     c10d::BroadcastOptions options;
     options.rootRank = root;
@@ -182,7 +210,7 @@ char* foretoken_dist_broadcast(Group* group, const Tensor* tensor, int root, Wor
 
 // Sums in place, on every rank.
 char* foretoken_dist_all_reduce(Group* group, const Tensor* tensor, Work** work) {
-  return start(work, [&] {
+  return start(*group, work, [&] {
     std::vector<Tensor> tensors{*tensor};
     return (*group)->allreduce(tensors);
   });
@@ -190,7 +218,7 @@ char* foretoken_dist_all_reduce(Group* group, const Tensor* tensor, Work** work)
 
 // Sums in place on `root`; what the others' tensors hold afterwards is not defined.
 char* foretoken_dist_reduce(Group* group, const Tensor* tensor, int root, Work** work) {
-  return start(work, [&] {
+  return start(*group, work, [&] {
     std::vector<Tensor> tensors{*tensor};
     c10d::ReduceOptions options;
     options.rootRank = root;
@@ -201,7 +229,7 @@ char* foretoken_dist_reduce(Group* group, const Tensor* tensor, int root, Work**
 // `outputs`: one a rank, each of the input's shape.
 char* foretoken_dist_all_gather(Group* group, const Tensor* input, const Tensor* const* outputs,
                                 size_t count, Work** work) {
-  return start(work, [&] {
+  return start(*group, work, [&] {
     std::vector<Tensor> inputs{*input};
     std::vector<std::vector<Tensor>> lists(1);
     for (size_t i = 0; i < count; ++i) lists[0].push_back(*outputs[i]);
@@ -210,18 +238,31 @@ char* foretoken_dist_all_gather(Group* group, const Tensor* input, const Tensor*
 }
 
 char* foretoken_dist_barrier(Group* group, Work** work) {
-  return start(work, [&] { return (*group)->barrier(); });
+  return start(*group, work, [&] { return (*group)->barrier(); });
 }
 
 // Waits up to `wait_ms`; `done` is false when the work is still under way after that.
-char* foretoken_dist_work_wait(Work* work, int64_t wait_ms, bool* done) {
+char* foretoken_dist_work_wait(Work* running, int64_t wait_ms, bool* done) {
   return guarded([&] {
+    auto& work = running->work;
     *done = true;
+    if (running->asked) {
+      const auto end = std::chrono::steady_clock::now() + milliseconds(wait_ms);
+      while (!work->isCompleted()) {
+        if (std::chrono::steady_clock::now() >= end) {
+          *done = false;
+          return;
+        }
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+      }
+      work->wait();
+      return;
+    }
     try {
-      (*work)->wait(milliseconds(wait_ms));
+      work->wait(milliseconds(wait_ms));
     } catch (const std::exception&) {
-      if ((*work)->isCompleted()) {
-        (*work)->wait();
+      if (work->isCompleted()) {
+        work->wait();
       } else {
         *done = false;
       }

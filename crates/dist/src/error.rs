@@ -49,6 +49,22 @@ pub enum Error {
         /// What was tried, or what the network said.
         message: String,
     },
+    /// GPUs of several processes, without NCCL.
+    #[error(
+        "GPUs of several processes need NCCL, which this program is built without: build it with \
+         `--features nccl` (docs/training.md says how), or train on the CPU"
+    )]
+    NoNccl,
+    /// NCCL can't take this rank's GPU.
+    #[error("rank {rank} cannot connect its GPU {gpu} with the others: {message}")]
+    ConnectGpu {
+        /// This rank.
+        rank: usize,
+        /// The GPU, from 0.
+        gpu: usize,
+        /// What NCCL said.
+        message: String,
+    },
     /// The store answered, but Gloo can't connect the ranks with each other.
     #[error(
         "rank {rank} cannot connect with the others: {message} (GLOO_SOCKET_IFNAME names the \

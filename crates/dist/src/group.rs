@@ -14,7 +14,7 @@ use crate::rendezvous::{Meeting, meet};
 use crate::watch::Watch;
 use crate::{Environment, Error, Failure, Limits, Result, Work};
 
-/// The kinds that Gloo adds and copies.
+/// The kinds that Gloo adds and copies, and NCCL.
 const KINDS: [Kind; 8] = [
     Kind::Float,
     Kind::Double,
@@ -54,13 +54,29 @@ pub(crate) struct Inner {
     size: usize,
     limits: Limits,
     /// Taken out only when the group ends.
-    native: Mutex<Option<native::Group>>,
+    native: Mutex<Option<Links>>,
     /// Whether a collective may be under way for ever.
     broken: AtomicBool,
     /// Before the store, which it needs to say goodbye.
     watch: Watch,
     /// On the rank that serves, the server lives in it.
-    _store: Arc<native::Store>,
+    store: Arc<native::Store>,
+}
+
+/// The ways to the other ranks.
+#[derive(Debug)]
+struct Links {
+    /// For what is in the CPU's memory.
+    gloo: native::Group,
+    /// For what is in a GPU's.
+    nccl: Option<native::Group>,
+}
+
+/// Where the tensors of a collective are.
+#[derive(Clone, Copy)]
+enum Memory {
+    Cpu,
+    Gpu,
 }
 
 impl ProcessGroup {
@@ -82,9 +98,40 @@ impl ProcessGroup {
         let interfaces = std::env::var("GLOO_SOCKET_IFNAME").ok().filter(|names| !names.is_empty());
         let native = open(&store, &watch, place, limits, Network { interfaces, loopback })?;
         let Environment { rank, size, .. } = *place;
-        let (native, broken) = (Mutex::new(Some(native)), AtomicBool::new(false));
-        let inner = Inner { rank, size, limits, native, broken, watch, _store: store };
+        let links = Links { gloo: native, nccl: None };
+        let (native, broken) = (Mutex::new(Some(links)), AtomicBool::new(false));
+        let inner = Inner { rank, size, limits, native, broken, watch, store };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Whether this program can connect GPUs: whether it is built with the feature `nccl`.
+    ///
+    /// # Errors
+    /// When it is not; the message says how to build it.
+    pub fn supports_gpus() -> Result<()> {
+        if cfg!(feature = "nccl") { Ok(()) } else { Err(Error::NoNccl) }
+    }
+
+    /// Connects the ranks' GPUs by NCCL, of which `gpu` is this rank's among those that it sees: from
+    /// then on collectives take what is in its memory, too. A collective itself.
+    ///
+    /// # Errors
+    /// When the program is built without the feature `nccl`, NCCL finds no GPU or cannot connect
+    /// them, or a rank fails.
+    pub fn connect_gpus(&self, gpu: usize) -> Result<()> {
+        Self::supports_gpus()?;
+        let Inner { rank, size, limits, .. } = *self.inner;
+        let timeout = limits.collective.saturating_add(GRACE);
+        let opened = native::Group::open_gpus(&self.inner.store, rank, size, timeout, gpu);
+        let opened = opened.map_err(|Message(message)| Error::ConnectGpu { rank, gpu, message });
+        // Before the first collective, which waits for all: those who failed say so here.
+        self.barrier()?;
+        let opened = opened?;
+        if let Some(links) = &mut *self.inner.native.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            links.nccl = Some(opened);
+        }
+        self.all_reduce(&Tensor::f_zeros([1], (Kind::Float, Device::Cuda(gpu)))?)
     }
 
     /// This process, from 0.
@@ -121,8 +168,8 @@ impl ProcessGroup {
     /// Copies `root`'s values into everyone's `tensor`.
     ///
     /// # Errors
-    /// When the tensor isn't one that Gloo sends (dense, contiguous, in the CPU's memory, of a
-    /// number's kind, not empty), when `root` isn't in the group, or when a rank fails.
+    /// When the tensor isn't one that Gloo sends (dense, contiguous, in the CPU's memory, or in a
+    /// GPU's where these are connected, of a number's kind, not empty), when `root` isn't in the group, or when a rank fails.
     pub fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
         if root >= self.size() {
             return Err(argument("root", root, format!("less than the size, {}", self.size())));
@@ -205,7 +252,7 @@ impl ProcessGroup {
     /// # Errors
     /// When a rank fails.
     pub fn barrier(&self) -> Result<()> {
-        self.begin("barrier", native::Group::barrier)?.wait()
+        self.begin("barrier", Memory::Cpu, native::Group::barrier)?.wait()
     }
 
     /// Tells the other ranks that this one fails, and why, so that they end at once and say so. Not
@@ -243,18 +290,28 @@ impl ProcessGroup {
         if let Some(problem) = problem(tensor) {
             return Err(Error::Tensor { collective, problem });
         }
-        self.begin(collective, start)
+        let memory = if tensor.device() == Device::Cpu { Memory::Cpu } else { Memory::Gpu };
+        self.begin(collective, memory, start)
     }
 
     fn begin(
         &self,
         collective: &'static str,
+        memory: Memory,
         start: impl FnOnce(&mut native::Group) -> std::result::Result<native::Work, Message>,
     ) -> Result<Work> {
         self.check()?;
         let mut native = self.inner.native.lock().unwrap_or_else(PoisonError::into_inner);
         let over = || Message("the group has ended".to_owned());
-        let started = native.as_mut().ok_or_else(over).and_then(start);
+        let link = native.as_mut().ok_or_else(over).and_then(|links| match memory {
+            Memory::Cpu => Ok(&mut links.gloo),
+            Memory::Gpu => links.nccl.as_mut().ok_or_else(|| {
+                let message =
+                    "the tensor is in a GPU's memory, but the ranks' GPUs are not connected";
+                Message(message.to_owned())
+            }),
+        });
+        let started = link.and_then(start);
         let work = started.map_err(|Message(message)| Error::Collective {
             collective,
             rank: self.rank(),
@@ -351,13 +408,10 @@ fn refused(watch: &Watch, place: &Environment, Message(message): Message) -> Err
     Error::Connect { rank: place.rank, message }
 }
 
-/// Why Gloo can't take the tensor, if it can't.
+/// Why neither Gloo nor NCCL can take the tensor, if they can't.
 fn problem(tensor: &Tensor) -> Option<String> {
-    if tensor.device() != Device::Cpu {
-        return Some(format!(
-            "is on {:?}; Gloo sends what is in the CPU's memory",
-            tensor.device()
-        ));
+    if !matches!(tensor.device(), Device::Cpu | Device::Cuda(_)) {
+        return Some(format!("is on {:?}, neither in a CPU's nor a GPU's memory", tensor.device()));
     }
     match tensor.f_kind() {
         Ok(kind) if KINDS.contains(&kind) => {}

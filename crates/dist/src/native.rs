@@ -71,6 +71,14 @@ unsafe extern "C" {
         loopback: bool,
         group: *mut *mut Opaque,
     ) -> *mut c_char;
+    fn foretoken_dist_group_open_gpus(
+        store: *mut Opaque,
+        rank: c_int,
+        size: c_int,
+        timeout_ms: i64,
+        gpu: c_int,
+        group: *mut *mut Opaque,
+    ) -> *mut c_char;
     fn foretoken_dist_group_free(group: *mut Opaque);
     fn foretoken_dist_group_set_timeout(group: *mut Opaque, timeout_ms: i64) -> *mut c_char;
     fn foretoken_dist_broadcast(
@@ -258,6 +266,30 @@ impl Group {
                 milliseconds(timeout),
                 interfaces.as_ref().map_or(std::ptr::null(), |names| names.as_ptr()),
                 network.loopback,
+                &raw mut group,
+            )
+        })?;
+        Ok(Self(group))
+    }
+
+    /// The same between GPUs, by NCCL, which connects them at the first collective.
+    pub(crate) fn open_gpus(
+        store: &Store,
+        rank: usize,
+        size: usize,
+        timeout: Duration,
+        gpu: usize,
+    ) -> Result<Self> {
+        let mut group = std::ptr::null_mut();
+        // SAFETY: a live store, of which the group keeps a counted reference, and a place for the
+        // group.
+        check(unsafe {
+            foretoken_dist_group_open_gpus(
+                store.0,
+                rank as c_int,
+                size as c_int,
+                milliseconds(timeout),
+                gpu as c_int,
                 &raw mut group,
             )
         })?;

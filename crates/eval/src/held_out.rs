@@ -73,7 +73,7 @@ pub fn held_out_texts<T: AsRef<[u32]>>(
     texts: &[T],
     options: &HeldOutOptions,
 ) -> Result<HeldOut> {
-    let heads = model.config().heads.count;
+    let heads = model.config().heads.drafting();
     let mut all = Vec::new();
     for text in texts {
         check_vocabulary(text.as_ref(), model.config().architecture.vocab)?;
@@ -121,7 +121,7 @@ fn windows<'t>(
 
 /// Every head's best token at every position of windows of one length: `[row][head][position]`.
 fn drafts(model: &MultiTokenModel, windows: &[&[u32]]) -> Result<Vec<Vec<Vec<u32>>>> {
-    let heads = model.config().heads.count;
+    let heads = model.config().heads.drafting();
     let positions = windows[0].len() - heads;
     let tokens = windows.iter().flat_map(|window| &window[..positions + heads - 1]);
     let tokens: Vec<i64> = tokens.map(|&token| i64::from(token)).collect();

@@ -26,8 +26,8 @@ pub struct LossOptions {
 
 /// Mean loss of each head in nats a token, over seeded windows of `shard`.
 ///
-/// Head i is scored on the tokens at offset i + 1 from each of a window's positions. No gradient
-/// is recorded.
+/// Head i is scored on the tokens at offset i + 1 from each of a window's positions, a leap head at
+/// its own offset. No gradient is recorded.
 ///
 /// # Errors
 ///
@@ -38,9 +38,9 @@ pub fn head_losses(
     options: &LossOptions,
 ) -> Result<Vec<f64>> {
     let heads = model.config().heads.count;
-    let starts = window_starts(shard.len(), heads, options)?;
-    let columns = options.sequence + heads;
-    let loss = MultiTokenLoss::new(heads);
+    let loss = MultiTokenLoss::new(heads).with_offsets(model.config().heads.offsets());
+    let starts = window_starts(shard.len(), loss.reach(), options)?;
+    let columns = options.sequence + loss.reach();
     let mut sums = vec![0.0; heads];
     for batch in starts.chunks(options.batch) {
         let mut tokens = Vec::with_capacity(batch.len() * columns);
@@ -60,7 +60,7 @@ pub fn head_losses(
 }
 
 /// Seeded starts of windows, each with room for the farthest target.
-fn window_starts(tokens: usize, heads: usize, options: &LossOptions) -> Result<Vec<usize>> {
+fn window_starts(tokens: usize, reach: usize, options: &LossOptions) -> Result<Vec<usize>> {
     for (option, value) in
         [("windows", options.windows), ("sequence", options.sequence), ("batch", options.batch)]
     {
@@ -68,8 +68,8 @@ fn window_starts(tokens: usize, heads: usize, options: &LossOptions) -> Result<V
             return Err(Error::Zero { option });
         }
     }
-    let needed = options.sequence + heads;
-    let reserved = options.sequence + heads.max(RESERVED);
+    let needed = options.sequence.saturating_add(reach);
+    let reserved = options.sequence.saturating_add(reach.max(RESERVED));
     let length = if tokens < reserved { needed } else { reserved };
     seeded_starts(tokens, options.windows, length, options.seed)
 }

@@ -21,7 +21,7 @@ fn model(heads: usize) -> MultiTokenModel {
             context: 24,
             ..Architecture::default()
         },
-        heads: HeadsConfig { kind: "block".to_owned(), count: heads },
+        heads: HeadsConfig::new("block", heads),
         end_of_text: None,
     };
     MultiTokenModel::new(&config, Kind::Double, Device::Cpu, 3).unwrap()

@@ -175,6 +175,10 @@ impl Recipe {
         }
         for &heads in &self.heads {
             let config = self.config(heads)?;
+            ensure!(
+                config.heads_config()?.drafting() == heads,
+                "config.loss.offsets: the experiment decodes with all heads, so none may leap"
+            );
             // A pretrained model says itself what fits, when it is opened.
             let context = match self.pretrained() {
                 None => config.model.context,

@@ -13,7 +13,7 @@
 //! use tch::{Device, Kind};
 //!
 //! let architecture = Architecture { dim: 32, layers: 5, ffn: 64, ..Architecture::default() };
-//! let heads = HeadsConfig { kind: "block".into(), count: 4 };
+//! let heads = HeadsConfig::new("block", 4);
 //! let config = ModelConfig { architecture, heads, end_of_text: Some(256) };
 //! let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
 //! let options = GenerateOptions {

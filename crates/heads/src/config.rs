@@ -1,6 +1,6 @@
 //! What a model consists of, and how `config.json` says it.
 
-use crate::{Registry, Result};
+use crate::{Error, Registry, Result};
 use foretoken_trunk::{Architecture, Error as TrunkError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -16,6 +16,62 @@ pub struct HeadsConfig {
     pub kind: String,
     /// n, the tokens predicted at each position; 1 is the next-token baseline.
     pub count: usize,
+    /// Where heads leap: head i predicts the token `offsets[i] + 1` after its position. None for
+    /// heads that predict one token after the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    offsets: Option<Vec<usize>>,
+}
+
+impl HeadsConfig {
+    /// `count` heads of type `kind`, head i of which predicts the token i + 1 after its position.
+    pub fn new(kind: impl Into<String>, count: usize) -> Self {
+        Self { kind: kind.into(), count, offsets: None }
+    }
+
+    /// The same heads, head i of which predicts the token `offsets[i] + 1` after its position (leap
+    /// heads).
+    ///
+    /// # Errors
+    /// When there is not an offset for each head, the first is not 0, or one is not larger than
+    /// the one before.
+    ///
+    /// ```
+    /// use foretoken_heads::HeadsConfig;
+    ///
+    /// let heads = HeadsConfig::new("block", 4).with_offsets(vec![0, 1, 3, 6])?;
+    /// // The third predicts the fourth token: nobody drafts the third.
+    /// assert_eq!(heads.drafting(), 2);
+    /// assert_eq!(HeadsConfig::new("block", 4).drafting(), 4);
+    /// # Ok::<(), foretoken_heads::Error>(())
+    /// ```
+    pub fn with_offsets(self, offsets: Vec<usize>) -> Result<Self> {
+        let rising = offsets.windows(2).all(|pair| pair[0] < pair[1]);
+        if offsets.len() != self.count || offsets.first() != Some(&0) || !rising {
+            return Err(Error::Offsets { offsets, heads: self.count });
+        }
+        let leap = offsets.iter().enumerate().any(|(head, &offset)| offset != head);
+        Ok(Self { offsets: leap.then_some(offsets), ..self })
+    }
+
+    /// Tokens between each head's position and its target.
+    pub fn offsets(&self) -> Vec<usize> {
+        self.offsets.clone().unwrap_or_else(|| (0..self.count).collect())
+    }
+
+    /// Heads that decoding can use: the first ones, as far as they predict one token after the
+    /// other.
+    pub fn drafting(&self) -> usize {
+        let Some(offsets) = &self.offsets else { return self.count };
+        offsets.iter().enumerate().take_while(|&(head, &offset)| offset == head).count()
+    }
+
+    /// As read from a file, where nobody has checked the offsets.
+    pub(crate) fn checked(mut self) -> Result<Self> {
+        match self.offsets.take() {
+            Some(offsets) => self.with_offsets(offsets),
+            None => Ok(self),
+        }
+    }
 }
 
 fn default_kind() -> String {
@@ -66,7 +122,7 @@ impl ModelConfig {
             None => None,
         }
         .and_then(|id| u32::try_from(id).ok());
-        let mut heads = HeadsConfig { kind: default_kind(), count: 1 };
+        let mut heads = HeadsConfig::new(default_kind(), 1);
         if let Some(own) = config.get("foretoken") {
             let wrong = |problem: String| TrunkError::format(path, problem);
             let version = own.get("version").and_then(Value::as_u64);
@@ -77,7 +133,9 @@ impl ModelConfig {
                 return Err(wrong(problem).into());
             }
             heads = serde_json::from_value(own.get("heads").cloned().unwrap_or_default())
-                .map_err(|error| wrong(format!("foretoken.heads: {error}")))?;
+                .map_err(|error| error.to_string())
+                .and_then(|heads: HeadsConfig| heads.checked().map_err(|error| error.to_string()))
+                .map_err(|problem| wrong(format!("foretoken.heads: {problem}")))?;
             let layers = own.get("layers").and_then(Value::as_u64).filter(|&n| n < 1 << 16);
             architecture.layers = layers
                 .ok_or_else(|| wrong("foretoken.layers must be a number of layers".into()))?

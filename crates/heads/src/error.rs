@@ -38,6 +38,17 @@ pub enum Error {
         /// Layers in all.
         layers: usize,
     },
+    /// The heads' targets do not rise from the next token.
+    #[error(
+        "the offsets {offsets:?} do not suit {heads} heads: give {heads}, the first 0, each larger \
+         than the one before"
+    )]
+    Offsets {
+        /// The offsets.
+        offsets: Vec<usize>,
+        /// Heads of the model.
+        heads: usize,
+    },
     /// A head that is told tokens was not.
     #[error(
         "heads of type \"{kind}\" are told the tokens before the one they predict: name the text \

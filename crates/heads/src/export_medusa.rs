@@ -30,11 +30,17 @@ impl MultiTokenModel {
     /// The layers of the heads beyond the first.
     fn medusa_layers(&self) -> Result<Vec<Dense<'_>>> {
         let refused = |problem: String| Error::Export { format: "Medusa heads", problem };
-        let HeadsConfig { kind, count } = &self.config.heads;
+        let HeadsConfig { kind, count, .. } = &self.config.heads;
         if *count < 2 {
             return Err(refused(
                 "it has no head beyond the first; join trained heads to it".into(),
             ));
+        }
+        if self.config.heads.drafting() < *count {
+            return Err(refused(format!(
+                "its heads leap (offsets {:?}), and Medusa's predict one token after the other",
+                self.config.heads.offsets()
+            )));
         }
         let layers = self.heads.iter().skip(1).map(|head| {
             let layer = head.as_dense().filter(|layer| layer.residual && layer.bias.is_some());

@@ -60,7 +60,7 @@ impl MultiTokenModel {
     ) -> Result<Self> {
         let config = read_config(folder)?;
         let path = folder.join(CONFIG);
-        let HeadsConfig { kind: head_kind, count } = &config.heads;
+        let HeadsConfig { kind: head_kind, count, .. } = &config.heads;
         let trunk_layers = registry
             .trunk_layers(head_kind, *count, config.architecture.layers)
             .map_err(|error| TrunkError::format(&path, error.to_string()))?;
@@ -99,7 +99,7 @@ impl MultiTokenModel {
         let end_of_text = file.unsigned("tokenizer.ggml.eos_token_id")?;
         let config = ModelConfig {
             end_of_text: end_of_text.and_then(|id| u32::try_from(id).ok()),
-            heads: HeadsConfig { kind: BlockHead::KIND.to_owned(), count: 1 },
+            heads: HeadsConfig::new(BlockHead::KIND, 1),
             architecture,
         };
         let weights = GgufWeights::new(Arc::clone(file), &config.architecture)?;

@@ -22,7 +22,7 @@
 //! use tch::{Device, Kind, Tensor};
 //!
 //! let architecture = Architecture { dim: 32, layers: 4, ffn: 64, ..Architecture::default() };
-//! let heads = HeadsConfig { kind: "block".into(), count: 2 };
+//! let heads = HeadsConfig::new("block", 2);
 //! let config = ModelConfig { architecture, heads, end_of_text: Some(256) };
 //! let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
 //! let hidden = model.hidden(&Tensor::from_slice(&[1i64, 2, 3]).view([1, 3]))?;

@@ -15,7 +15,7 @@ impl MultiTokenModel {
     /// other tensors than the model that `params.json` describes.
     pub fn from_meta(folder: &Path, kind: Kind, device: Device) -> Result<Self> {
         let MetaCheckpoint { architecture, heads, weights } = MetaCheckpoint::open(folder)?;
-        let heads = HeadsConfig { kind: BlockHead::KIND.to_owned(), count: heads };
+        let heads = HeadsConfig::new(BlockHead::KIND, heads);
         let config = ModelConfig { architecture, heads, end_of_text: None };
         Self::from_source(&config, Box::new(weights), kind, device)
     }

@@ -35,7 +35,7 @@ fn sizes(layers: usize) -> Architecture {
 
 /// A model whose norms and biases are random too.
 fn model(architecture: Architecture, heads: usize) -> MultiTokenModel {
-    let heads = HeadsConfig { kind: "block".into(), count: heads };
+    let heads = HeadsConfig::new("block", heads);
     let config = ModelConfig { architecture, heads, end_of_text: Some(256) };
     let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 5).unwrap();
     for parameter in model.parameters() {
@@ -45,7 +45,7 @@ fn model(architecture: Architecture, heads: usize) -> MultiTokenModel {
 }
 
 fn medusa(count: usize) -> MultiTokenModel {
-    let heads = HeadsConfig { kind: "medusa".into(), count };
+    let heads = HeadsConfig::new("medusa", count);
     let model = model(sizes(3), 1).grow(&heads, &Registry::stock(), 1).unwrap();
     for parameter in model.head_parameters() {
         let _ = parameter.tensor.detach().uniform_(-1.0, 1.0);
@@ -210,7 +210,11 @@ fn a_draft_vocabulary_becomes_medusas_token_map() {
 fn other_heads_than_medusas_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    for (model, word) in [(model(sizes(5), 3), "\"block\""), (model(sizes(3), 1), "no head")] {
+    let leaping = HeadsConfig::new("medusa", 3).with_offsets(vec![0, 1, 3]).unwrap();
+    let leaping = model(sizes(3), 1).grow(&leaping, &Registry::stock(), 3).unwrap();
+    for (model, word) in
+        [(model(sizes(5), 3), "\"block\""), (model(sizes(3), 1), "no head"), (leaping, "[0, 1, 3]")]
+    {
         let error = model.export_medusa(&out).unwrap_err().to_string();
         assert!(error.contains("Medusa") && error.contains(word), "{error}");
         assert!(!out.exists());

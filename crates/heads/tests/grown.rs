@@ -31,13 +31,13 @@ fn stock(change: impl Fn(&mut Architecture)) -> MultiTokenModel {
         ..Architecture::default()
     };
     change(&mut architecture);
-    let heads = HeadsConfig { kind: "block".into(), count: 1 };
+    let heads = HeadsConfig::new("block", 1);
     let config = ModelConfig { architecture, heads, end_of_text: Some(39) };
     MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 5).unwrap()
 }
 
 fn grown(kind: &str, count: usize) -> MultiTokenModel {
-    let heads = HeadsConfig { kind: kind.into(), count };
+    let heads = HeadsConfig::new(kind, count);
     stock(|_| ()).grow(&heads, &Registry::stock(), 1).unwrap()
 }
 

@@ -19,13 +19,13 @@ fn stock(kind: Kind) -> MultiTokenModel {
         context: 32,
         ..Architecture::default()
     };
-    let heads = HeadsConfig { kind: "block".into(), count: 1 };
+    let heads = HeadsConfig::new("block", 1);
     let config = ModelConfig { architecture, heads, end_of_text: None };
     MultiTokenModel::new(&config, kind, Device::Cpu, 3).unwrap()
 }
 
 fn grown(kind: Kind) -> MultiTokenModel {
-    let heads = HeadsConfig { kind: InformedHead::KIND.into(), count: 3 };
+    let heads = HeadsConfig::new(InformedHead::KIND, 3);
     stock(kind).grow(&heads, &Registry::stock(), 1).unwrap()
 }
 

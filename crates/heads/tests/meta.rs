@@ -33,7 +33,7 @@ fn model() -> MultiTokenModel {
         context: 32,
         ..Architecture::default()
     };
-    let heads = HeadsConfig { kind: "block".into(), count: 3 };
+    let heads = HeadsConfig::new("block", 3);
     let config = ModelConfig { architecture, heads, end_of_text: None };
     MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 5).unwrap()
 }

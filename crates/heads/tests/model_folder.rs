@@ -18,7 +18,7 @@ fn config(layers: usize, heads: usize) -> ModelConfig {
         context: 32,
         ..Architecture::default()
     };
-    let heads = HeadsConfig { kind: "block".into(), count: heads };
+    let heads = HeadsConfig::new("block", heads);
     ModelConfig { architecture, heads, end_of_text: Some(39) }
 }
 
@@ -82,6 +82,31 @@ fn the_next_token_part_is_a_stock_llama() {
     assert!(
         heads.iter().all(|(name, _)| name.starts_with("heads.1.") || name.starts_with("heads.2."))
     );
+}
+
+#[test]
+fn a_folder_says_where_its_heads_leap() {
+    let folder = tempfile::tempdir().unwrap();
+    let leaping = config(5, 3);
+    let heads = leaping.heads.clone().with_offsets(vec![0, 1, 3]).unwrap();
+    let leaping = ModelConfig { heads, ..leaping };
+    let saved = MultiTokenModel::new(&leaping, Kind::Float, Device::Cpu, 5).unwrap();
+    saved.save(folder.path()).unwrap();
+    let loaded = load(folder.path()).unwrap();
+    assert_eq!(loaded.config().heads, leaping.heads);
+    assert_eq!(loaded.config().heads.offsets(), [0, 1, 3]);
+
+    let path = folder.path().join("config.json");
+    let said = fs::read_to_string(&path).unwrap();
+    for offsets in ["[0, 3, 1]", "[1, 2, 3]", "[0, 1]", "[]"] {
+        let mut config: Value = serde_json::from_str(&said).unwrap();
+        config["foretoken"]["heads"]["offsets"] = serde_json::from_str(offsets).unwrap();
+        fs::write(&path, config.to_string()).unwrap();
+        let error = load(folder.path()).unwrap_err();
+        for part in ["config.json", "foretoken.heads", offsets, "3 heads"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [dim, ffn, layers, count, batch, seq, vocab] = sizes;
     let architecture =
         Architecture { vocab, dim, layers, ffn, context: seq, ..Architecture::default() };
-    let heads = HeadsConfig { kind: "block".into(), count };
+    let heads = HeadsConfig::new("block", count);
     let config = ModelConfig { architecture, heads, end_of_text: None };
     let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
     let shape = [batch as i64, (seq + count) as i64];

@@ -34,17 +34,6 @@ pub enum Error {
         /// Its weight.
         weight: f64,
     },
-    /// The heads' targets are not one after the other.
-    #[error(
-        "the offsets {offsets:?} do not suit {heads} heads: give {heads}, the first 0, each larger \
-         than the one before"
-    )]
-    Offsets {
-        /// The offsets.
-        offsets: Vec<usize>,
-        /// Heads of the model.
-        heads: usize,
-    },
     /// A number that is set is outside its range.
     #[error("{name} is {found}: give {expected}")]
     Setting {

@@ -44,7 +44,7 @@ impl HeadLosses {
     /// use tch::{Device, Kind, Tensor};
     ///
     /// let architecture = Architecture { dim: 32, layers: 3, ffn: 64, ..Architecture::default() };
-    /// let heads = HeadsConfig { kind: "block".into(), count: 2 };
+    /// let heads = HeadsConfig::new("block", 2);
     /// let config = ModelConfig { architecture, heads, end_of_text: None };
     /// let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
     /// let tokens = Tensor::randint(256, [2, 8 + 2], (Kind::Int64, Device::Cpu));

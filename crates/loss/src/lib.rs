@@ -19,7 +19,7 @@
 //! use tch::{Device, Kind, Tensor};
 //!
 //! let architecture = Architecture { dim: 32, layers: 4, ffn: 64, ..Architecture::default() };
-//! let heads = HeadsConfig { kind: "block".into(), count: 3 };
+//! let heads = HeadsConfig::new("block", 3);
 //! let config = ModelConfig { architecture, heads, end_of_text: None };
 //! let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
 //! // Two sequences of 16 positions: 16 + 3 tokens each, so that every position has its targets.

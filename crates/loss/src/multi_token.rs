@@ -1,7 +1,7 @@
 //! Weighted sum of the heads' cross-entropies.
 
 use crate::{Error, HeadLosses, Result, TextRows};
-use foretoken_heads::{HeadContext, ModelPart, MultiTokenModel};
+use foretoken_heads::{BlockHead, HeadContext, HeadsConfig, ModelPart, MultiTokenModel};
 use foretoken_kernels::{
     CrossEntropy, CrossEntropyOptions, IGNORED, Rotary, backward_from, linear_cross_entropy_with,
     linear_cross_entropy_with_reference,
@@ -66,8 +66,8 @@ impl MultiTokenLoss {
     /// list has an entry for each head, begins with 0 and rises; the default is 0, 1, 2, …
     ///
     /// Heads that leap are an auxiliary objective for the trunk and head 0: decoding drafts adjacent
-    /// tokens, so heads that were trained with a gap do not draft. Decode with head 0 and the
-    /// heads before the first gap.
+    /// tokens, so it uses the heads before the first gap alone
+    /// ([`HeadsConfig::drafting`](foretoken_heads::HeadsConfig::drafting)).
     ///
     /// ```
     /// use foretoken_loss::MultiTokenLoss;
@@ -146,10 +146,7 @@ impl MultiTokenLoss {
         if let Some(head) = self.weights.iter().position(bad) {
             return Err(Error::Weight { head, weight: self.weights[head] });
         }
-        let rising = self.offsets.windows(2).all(|pair| pair[0] < pair[1]);
-        if self.offsets.len() != heads || self.offsets.first() != Some(&0) || !rising {
-            return Err(Error::Offsets { offsets: self.offsets.clone(), heads });
-        }
+        HeadsConfig::new(BlockHead::KIND, heads).with_offsets(self.offsets.clone())?;
         if !self.factor.is_finite() {
             let (name, expected) = ("the factor of the objective", "a finite number");
             return Err(Error::Setting { name, expected, found: self.factor });

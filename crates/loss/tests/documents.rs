@@ -17,7 +17,7 @@ fn model(heads: usize, kind: &str, number: Kind, seed: i64) -> MultiTokenModel {
         context: 64,
         ..Architecture::default()
     };
-    let heads = HeadsConfig { kind: kind.into(), count: heads };
+    let heads = HeadsConfig::new(kind, heads);
     let config = ModelConfig { architecture, heads, end_of_text: None };
     MultiTokenModel::new(&config, number, Device::Cpu, seed).unwrap()
 }

@@ -17,10 +17,10 @@ fn model(kind: &str, heads: usize, seed: i64) -> MultiTokenModel {
         context: 32,
         ..Architecture::default()
     };
-    let stock = HeadsConfig { kind: "block".into(), count: 1 };
+    let stock = HeadsConfig::new("block", 1);
     let config = ModelConfig { architecture, heads: stock, end_of_text: None };
     let model = MultiTokenModel::new(&config, Kind::Double, Device::Cpu, seed).unwrap();
-    let heads = HeadsConfig { kind: kind.into(), count: heads };
+    let heads = HeadsConfig::new(kind, heads);
     let model = model.grow(&heads, &Registry::stock(), seed).unwrap();
     for parameter in model.head_parameters() {
         no_grad(|| {

@@ -17,7 +17,7 @@ fn model(layers: usize, heads: usize, kv_heads: usize, kind: Kind, seed: i64) ->
         context: 32,
         ..Architecture::default()
     };
-    let heads = HeadsConfig { kind: "block".into(), count: heads };
+    let heads = HeadsConfig::new("block", heads);
     let config = ModelConfig { architecture, heads, end_of_text: None };
     MultiTokenModel::new(&config, kind, Device::Cpu, seed).unwrap()
 }
@@ -121,7 +121,7 @@ fn heads_that_are_skipped_get_no_gradient_in_one_pass_either() {
 fn heads_that_are_not_alike_cannot_run_as_one() {
     let architecture =
         Architecture { vocab: 40, dim: 24, layers: 4, ffn: 40, ..Architecture::default() };
-    let heads = HeadsConfig { kind: "medusa".into(), count: 2 };
+    let heads = HeadsConfig::new("medusa", 2);
     let config = ModelConfig { architecture, heads, end_of_text: None };
     let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 1).unwrap();
     let loss = MultiTokenLoss::new(2).with_execution(HeadExecution::Grouped);

@@ -21,7 +21,7 @@ fn config(kind: &str, heads: usize) -> ModelConfig {
         context: 32,
         ..Architecture::default()
     };
-    let heads = HeadsConfig { kind: kind.into(), count: heads };
+    let heads = HeadsConfig::new(kind, heads);
     ModelConfig { architecture, heads, end_of_text: None }
 }
 

@@ -9,7 +9,7 @@ use foretoken_trunk::io::{SafetensorsFiles, write_atomically, write_safetensors_
 use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
-use crate::folder::{is_partial, remove, replace_folder};
+use crate::folder::{discard, is_partial, remove, replace_folder};
 use crate::{Error, Optimizer, checksums, recipe};
 
 const TRAINING: &str = "training.json";
@@ -141,8 +141,10 @@ impl Checkpoints {
         self.folder.join(format!("step-{step}"))
     }
 
-    /// Writes a checkpoint whole or not at all, then removes all but the newest, as many as the
-    /// recipe keeps, and the best. `write_model` puts the model's part into the folder.
+    /// Writes a checkpoint whole or not at all, then removes all but it and those before, as many
+    /// as the recipe keeps, and the best; none where the last steps had no finite gradient, because
+    /// those from before them may be the last good ones. `write_model` puts the model's part into
+    /// the folder.
     pub(crate) fn save(
         &self,
         state: &TrainingState,
@@ -162,10 +164,14 @@ impl Checkpoints {
             write_atomically(&folder.join(TRAINING), &json)?;
             checksums::write(folder)
         })?;
-        let best = self.best()?;
-        for step in self.steps()?.into_iter().skip(state.config.train.keep) {
-            if best != Some(step) {
-                remove(&self.path(step))?;
+        if state.skipped_in_a_row == 0 {
+            let best = self.best()?;
+            // Those of later steps were passed over as damaged: they do not count.
+            let kept = self.steps()?.into_iter().filter(|&step| step <= state.step);
+            for step in kept.skip(state.config.train.keep) {
+                if best != Some(step) {
+                    discard(&self.path(step))?;
+                }
             }
         }
         for name in self.names()?.iter().filter(|name| is_partial(name)) {

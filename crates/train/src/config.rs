@@ -297,8 +297,11 @@ pub enum OptimizerKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MuonPrecision {
-    /// `bfloat16` where the processor has products of it, else `float32` (the default).
+    /// That of the weights on a CPU, `bfloat16` on a GPU (the default).
     Auto,
+    /// `bfloat16` wherever the hardware has products of it: half Muon's time on such a CPU, but
+    /// other processors come to other bits.
+    Fast,
     /// That of the weights.
     Float32,
     /// 16 bits; the weights and the momentum keep theirs.
@@ -336,7 +339,7 @@ pub struct OptimizerSection {
     /// Momentum of Muon (Nesterov's form).
     #[serde(default = "default_muon_momentum")]
     pub muon_momentum: f64,
-    /// Number format of Muon's products: `auto`, `float32` or `bfloat16`.
+    /// Number format of Muon's products: `auto`, `fast`, `float32` or `bfloat16`.
     #[serde(default = "default_muon_precision")]
     pub muon_precision: MuonPrecision,
     /// `AdamW`'s decay of the mean gradient.
@@ -487,9 +490,12 @@ impl TrainConfig {
 
     /// The model that this recipe trains, for a tokenizer of `vocab` tokens; which of them ends a
     /// text is left open.
-    pub fn model_config(&self, vocab: usize) -> ModelConfig {
+    ///
+    /// # Errors
+    /// When `loss.offsets` does not suit the heads.
+    pub fn model_config(&self, vocab: usize) -> Result<ModelConfig, Error> {
         let model = &self.model;
-        ModelConfig {
+        Ok(ModelConfig {
             architecture: Architecture {
                 vocab,
                 dim: model.dim,
@@ -503,14 +509,21 @@ impl TrainConfig {
                 norm_eps: model.norm_eps,
                 ..Architecture::default()
             },
-            heads: self.heads_config(),
+            heads: self.heads_config()?,
             end_of_text: None,
-        }
+        })
     }
 
-    /// Type and number of the heads.
-    pub fn heads_config(&self) -> HeadsConfig {
-        HeadsConfig { kind: self.heads.kind.clone(), count: self.heads.count }
+    /// Type and number of the heads, and what they predict.
+    ///
+    /// # Errors
+    /// When `loss.offsets` does not suit the heads.
+    pub fn heads_config(&self) -> Result<HeadsConfig, Error> {
+        let heads = HeadsConfig::new(self.heads.kind.as_str(), self.heads.count);
+        Ok(match &self.loss.offsets {
+            Some(offsets) => heads.with_offsets(offsets.clone())?,
+            None => heads,
+        })
     }
 
     /// Tokens in a row of a batch: the sequence and, behind it, what its targets reach to.

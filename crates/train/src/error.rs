@@ -118,13 +118,19 @@ pub enum Error {
     },
     /// Training fell apart.
     #[error(
-        "the gradient was not finite in {steps} steps in a row, up to step {step}; lower optimizer.learning_rate and optimizer.muon_learning_rate, or raise optimizer.warmup"
+        "the gradient was not finite in {steps} steps in a row, up to step {step}; lower optimizer.learning_rate and optimizer.muon_learning_rate, or raise optimizer.warmup, and train into another --out{}",
+        before.as_ref().map_or(String::new(), |path| format!(
+            ", from the first step or with model.init_from = \"{}\", the last checkpoint before them",
+            path.display()
+        ))
     )]
     Diverged {
         /// The last of them.
         step: u64,
         /// How many in a row.
         steps: u32,
+        /// The newest checkpoint from before them.
+        before: Option<PathBuf>,
     },
     /// Optimiser state that doesn't fit the model.
     #[error("optimizer state of `{name}`: {message}")]

@@ -32,7 +32,7 @@ use foretoken_trunk::{Parameter, Role};
 ///
 /// let config = ModelConfig {
 ///     architecture: Architecture { dim: 16, layers: 3, ffn: 24, ..Architecture::default() },
-///     heads: HeadsConfig { kind: "block".to_owned(), count: 2 },
+///     heads: HeadsConfig::new("block", 2),
 ///     end_of_text: None,
 /// };
 /// let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
@@ -150,7 +150,7 @@ mod tests {
             context: 16,
             ..Architecture::default()
         };
-        let heads = HeadsConfig { kind: kind.to_owned(), count };
+        let heads = HeadsConfig::new(kind, count);
         let config = ModelConfig { architecture, heads, end_of_text: None };
         MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 1).unwrap()
     }

@@ -76,6 +76,14 @@ pub(crate) fn is_partial(name: &str) -> bool {
     name.starts_with('.') && name.ends_with(PARTIAL)
 }
 
+/// Removes a folder that was whole: an interruption never leaves a part of it under its name.
+pub(crate) fn discard(path: &Path) -> Result<(), Error> {
+    let old = sibling(path, "old");
+    remove(&old)?;
+    fs::rename(path, &old).map_err(|source| Error::Write { path: path.to_owned(), source })?;
+    remove(&old)
+}
+
 /// Removes a folder with all in it, if it is there.
 pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(path) {

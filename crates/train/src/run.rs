@@ -82,6 +82,8 @@ pub struct TrainOutcome {
     pub interrupted: bool,
     /// Steps done, those before a resume included.
     pub steps: u64,
+    /// Those of them that moved nothing, because the gradient was not finite.
+    pub skipped_steps: u64,
     /// Tokens seen in them.
     pub tokens_seen: u64,
     /// Seconds that they took.
@@ -204,8 +206,8 @@ impl Setup<'_> {
             return self.trainer(model, fresh, None);
         };
         let Loaded { mut state, model, optimizer } = loaded;
-        let heads = config.heads_config();
-        let sizes = config.model_config(self.start.tokenizer.vocab_size()).architecture;
+        let heads = config.heads_config()?;
+        let sizes = config.model_config(self.start.tokenizer.vocab_size())?.architecture;
         let grown = config.model.init_from.is_some();
         if model.config().heads != heads || !(grown || model.config().architecture == sizes) {
             return Err(Error::Checkpoint {
@@ -275,6 +277,7 @@ impl Run<'_> {
             best_checkpoint: self.checkpoints.best()?.map(|step| self.checkpoints.path(step)),
             interrupted,
             steps: state.step,
+            skipped_steps: state.step - state.updates,
             tokens_seen: state.tokens,
             seconds: state.seconds,
             data_wait_seconds: self.trainer.waited().as_secs_f64(),
@@ -295,12 +298,20 @@ impl Run<'_> {
                 if let Some(watch) = &mut watch {
                     watch.progress.finish();
                 }
+            });
+            let line = line.map_err(|error| match error {
+                Error::Diverged { step, steps, .. } => {
+                    let before = saved.map(|step| self.checkpoints.path(step));
+                    Error::Diverged { step, steps, before }
+                }
+                error => error,
             })?;
             if let Some(watch) = &mut watch {
                 watch.step(&line)?;
             }
             let every = self.config.train.checkpoint_every;
-            if every > 0 && line.step % every == 0 {
+            // A step that moved nothing leaves nothing to save.
+            if every > 0 && line.step % every == 0 && line.updated {
                 if let Some(watch) = &mut watch {
                     watch.flush()?;
                 }

@@ -37,10 +37,10 @@ impl Start {
         device: Device,
     ) -> Result<MultiTokenModel, Error> {
         let seed = config.train.seed as i64;
-        let heads = config.heads_config();
+        let heads = config.heads_config()?;
         let Some(source) = &self.source else {
             let end_of_text = self.tokenizer.end_of_text();
-            let sizes = config.model_config(self.tokenizer.vocab_size());
+            let sizes = config.model_config(self.tokenizer.vocab_size())?;
             let model = ModelConfig { end_of_text, ..sizes };
             return Ok(MultiTokenModel::with_registry(&model, registry, kind, device, seed)?);
         };

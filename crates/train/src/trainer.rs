@@ -168,8 +168,16 @@ impl Trainer {
         state.seconds += seconds;
         state.updates = self.optimizer.updates();
         state.skipped_in_a_row = if report.updated { 0 } else { state.skipped_in_a_row + 1 };
+        if !report.updated && self.group.as_ref().is_none_or(|group| group.rank() == 0) {
+            tracing::warn!(
+                "step {}: the gradient is not finite, so the weights stay as they are; {} such steps \
+                 in a row, {MAX_SKIPPED} end the training",
+                state.step,
+                state.skipped_in_a_row
+            );
+        }
         if state.skipped_in_a_row >= MAX_SKIPPED {
-            return Err(Error::Diverged { step: state.step, steps: MAX_SKIPPED });
+            return Err(Error::Diverged { step: state.step, steps: MAX_SKIPPED, before: None });
         }
         Ok(StepMetrics {
             step: state.step,
@@ -201,7 +209,8 @@ impl Trainer {
         let parts = rows.chunks(self.config.train.accumulate)?;
         let mut means = Means::new(self.config.heads.count);
         for (place, part) in (1..).zip(&parts) {
-            let losses = if processes > 1 && place == parts.len() {
+            let last = place == parts.len();
+            let losses = if processes > 1 && last {
                 let mut told = Ok(());
                 let losses = loss.backward_telling(model, part, |part| {
                     if told.is_ok() {
@@ -213,6 +222,9 @@ impl Trainer {
             } else {
                 loss.backward(model, part)?
             };
+            if !last {
+                optimizer.part_done()?;
+            }
             means.add(&losses.to_vec()?, &loss.targets(part)?);
         }
         self.sum_up(&mut means.0)?;

@@ -106,6 +106,11 @@ fn offsets_and_weights_of_the_recipe_reach_the_objective() {
     place.train("plain", &[]).unwrap();
     place.train("leap", &["loss.offsets=[0, 3]"]).unwrap();
     assert_ne!(place.losses("plain")[0].1[1], place.losses("leap")[0].1[1]);
+    let heads = place.config(&["loss.offsets=[0, 3]"]).heads_config().unwrap();
+    assert_eq!((heads.offsets(), heads.drafting()), (vec![0, 3], 1));
+    let folder = place.path("leap").join("model");
+    let model = MultiTokenModel::load(&folder, Kind::Float, Device::Cpu).unwrap();
+    assert_eq!(model.config().heads, heads);
     place.train("light", &["loss.weights=lambda", "loss.lambda=0.1"]).unwrap();
     // The first step's losses are those of the same weights.
     assert_eq!(place.losses("plain")[0], place.losses("light")[0]);

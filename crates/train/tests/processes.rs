@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::env;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -77,8 +78,35 @@ fn member_steps(group: &ProcessGroup, double: bool) {
         .unwrap();
         let report = optimizer.step(1.0).unwrap();
         println!("@ {step} {} {:e}", hash(&model), report.gradient_norm);
+        if step == 0 {
+            let gradients = first_gradients(&optimizer, &section, report.gradient_norm);
+            if let Some(out) = env::var_os(OUT).filter(|_| group.rank() == 0) {
+                std::fs::write(out, serde_json::to_vec(&gradients).unwrap()).unwrap();
+            }
+        }
     }
     group.barrier().unwrap();
+}
+
+/// The joint gradient of each parameter, from what the first step made of it: momentum and mean
+/// begin at zero and become a share of the clipped gradient.
+fn first_gradients(
+    optimizer: &Optimizer,
+    section: &OptimizerSection,
+    norm: f64,
+) -> BTreeMap<String, Vec<f64>> {
+    let clipped = if norm > section.clip { section.clip / norm } else { 1.0 };
+    let gradient = |(name, moment): (String, Tensor)| {
+        let (kind, name) = name.split_once('.')?;
+        let share = match kind {
+            "momentum" => 1.0 - section.muon_momentum,
+            "mean" => 1.0 - section.beta1,
+            _ => return None,
+        };
+        let gradient = moment.to_kind(Kind::Double).reshape([-1]) / (share * clipped);
+        Some((name.to_owned(), Vec::try_from(gradient).unwrap()))
+    };
+    optimizer.state().unwrap().into_iter().filter_map(gradient).collect()
 }
 
 /// Who moves the parameters.
@@ -113,7 +141,7 @@ fn small_model(kind: Kind) -> MultiTokenModel {
         context: 32,
         ..Architecture::default()
     };
-    let heads = HeadsConfig { kind: "block".into(), count: 2 };
+    let heads = HeadsConfig::new("block", 2);
     let config = ModelConfig { architecture, heads, end_of_text: None };
     MultiTokenModel::new(&config, kind, Device::Cpu, 5).unwrap()
 }
@@ -171,13 +199,21 @@ fn said(output: &Output) -> Vec<String> {
 
 #[test]
 fn weights_are_the_same_bits_on_all_ranks_after_every_step() {
+    let place = Place::new();
     let norm = |lines: &[String]| {
         lines[0].split(' ').nth(2).and_then(|norm| norm.parse::<f64>().ok()).unwrap()
     };
+    let path = place.path("gradients.json");
+    let gradients = || -> BTreeMap<String, Vec<f64>> {
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap()
+    };
     for (role, bound) in [("steps64", 1e-12), ("steps32", 1e-5)] {
-        let alone = said(&Ranks::start(1, role, &[]).end()[0]);
+        let out = (OUT, path.to_str().unwrap());
+        let alone = said(&Ranks::start(1, role, &[out]).end()[0]);
+        let expected = gradients();
         for (size, by) in [(1, "owner"), (2, "all"), (2, "owner"), (4, "all"), (4, "owner")] {
-            let outputs = Ranks::start(size, role, &[(SHARED_BY, by)]).end();
+            std::fs::remove_file(&path).unwrap();
+            let outputs = Ranks::start(size, role, &[(SHARED_BY, by), out]).end();
             let lines: Vec<Vec<String>> = outputs.iter().map(said).collect();
             assert_eq!(lines[0].len(), 4);
             for others in &lines[1..] {
@@ -185,6 +221,17 @@ fn weights_are_the_same_bits_on_all_ranks_after_every_step() {
             }
             let (together, one) = (norm(&lines[0]), norm(&alone));
             assert!((together - one).abs() < bound * one, "{by}: {together} and {one}");
+            let found = gradients();
+            assert!(found.keys().eq(expected.keys()) && found.len() > 30);
+            for (name, gradient) in found {
+                let length = |numbers: &mut dyn Iterator<Item = f64>| {
+                    numbers.map(|number| number * number).sum::<f64>().sqrt()
+                };
+                let expected = &expected[&name];
+                let off = length(&mut gradient.iter().zip(expected).map(|(a, b)| a - b));
+                let whole = length(&mut expected.iter().copied());
+                assert!(whole > 0.0 && off < bound * whole, "{size} {by} {name}: {off} of {whole}");
+            }
         }
     }
 }

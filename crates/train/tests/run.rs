@@ -170,25 +170,73 @@ fn a_save_that_fails_leaves_what_was_there_and_no_half_written_folder() {
     assert!(!place.path("run/model").exists());
 }
 
+/// A recipe whose weights grow until nothing is finite any more.
+const DIVERGES: [&str; 7] = [
+    "train.steps=60",
+    "optimizer.type=adamw",
+    "optimizer.learning_rate=10",
+    "optimizer.weight_decay=10",
+    "optimizer.warmup=0",
+    "optimizer.schedule=constant",
+    "train.validate=0",
+];
+
 #[test]
-fn a_gradient_that_stays_not_finite_ends_the_run_with_advice() {
+fn a_gradient_that_stays_not_finite_ends_the_run_and_leaves_the_checkpoints_before_it() {
     let place = Place::new();
-    let error = place
-        .train(
-            "run",
-            &[
-                "train.steps=60",
-                "optimizer.type=adamw",
-                "optimizer.learning_rate=10",
-                "optimizer.weight_decay=10",
-                "optimizer.warmup=0",
-                "optimizer.schedule=constant",
-                "train.checkpoint_every=0",
-            ],
-        )
-        .unwrap_err();
-    assert!(matches!(error, Error::Diverged { steps: 20, .. }), "{error}");
-    assert!(error.to_string().contains("optimizer.learning_rate"));
+    let diverge = |out: &str, sets: &[&str]| {
+        let error = place.train(out, &[&DIVERGES, sets].concat()).unwrap_err();
+        assert!(error.to_string().contains("optimizer.learning_rate"));
+        let Error::Diverged { step, steps: 20, before } = error else { panic!("{error}") };
+        (step - 20, before)
+    };
+    let (last, none) = diverge("none", &["train.checkpoint_every=0"]);
+    assert!(last > 0 && none.is_none());
+    for every in [1, 2, 7] {
+        let out = format!("every-{every}");
+        let set = format!("train.checkpoint_every={every}");
+        let (step, before) = diverge(&out, &[&set, "train.keep=2"]);
+        assert_eq!(step, last);
+        // The newest are from before the first step that moved nothing, and can be opened.
+        let newest = last - last % every;
+        let kept = place.names(&format!("{out}/checkpoints"));
+        assert_eq!(kept.len() as u64, 2.min(last / every), "{kept:?}");
+        let path = place.path(&format!("{out}/checkpoints/step-{newest}"));
+        assert_eq!(before, (newest > 0).then_some(path));
+        for name in &kept {
+            let weights = place.weights(&format!("{out}/checkpoints/{name}"));
+            assert!(weights.iter().flat_map(|(_, w)| w).all(|number| number.is_finite()));
+        }
+    }
+}
+
+#[test]
+fn steps_that_move_nothing_are_counted_and_a_stop_among_them_loses_no_checkpoint() {
+    let place = Place::new();
+    let Err(Error::Diverged { step, .. }) =
+        place.train("whole", &[&DIVERGES[..], &["train.checkpoint_every=0"]].concat())
+    else {
+        panic!("it did not diverge")
+    };
+    let last = step - 20;
+    let steps = format!("train.steps={}", last + 5);
+    let sets = [&DIVERGES[1..], &[&steps, "train.checkpoint_every=1", "train.keep=1"]].concat();
+    let outcome = place.train("run", &sets).unwrap();
+    assert_eq!((outcome.steps, outcome.skipped_steps), (last + 5, 5));
+    let mut expected = vec![format!("step-{last}"), format!("step-{}", last + 5)];
+    expected.sort();
+    assert_eq!(place.names("run/checkpoints"), expected);
+}
+
+#[test]
+fn a_damaged_checkpoint_of_a_later_step_does_not_push_out_good_ones() {
+    let place = Place::new();
+    place.train("run", &["train.steps=8", "train.checkpoint_every=4"]).unwrap();
+    cut(&place.path("run/checkpoints/step-8/optimizer.safetensors"));
+    place.resume("run", &["train.steps=6", "train.keep=1"]).unwrap();
+    assert_eq!(place.names("run/checkpoints"), ["step-6", "step-8"]);
+    assert_eq!(place.resume("run", &["train.steps=8"]).unwrap().steps, 8);
+    assert_eq!(place.names("run/checkpoints"), ["step-6", "step-8"]);
 }
 
 #[test]

@@ -69,13 +69,14 @@ pub(crate) struct BenchArguments {
 /// What can be measured of ours alone.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Measurement {
-    /// Peak memory of a training step: n = 4 and 8 against 1, n = 8 against the naive way
+    /// Peak memory of a training step: n = 4 and 8 against 1, n = 8 against the naive way, grouped
+    /// heads against sequential, recomputed blocks against kept ones
     Memory,
     /// Times of kernels, gradients, steps, batches and decoding, by Criterion
     Layers,
     /// Training steps: n = 4 against 1, grouped heads against sequential, bfloat16 against float32
     Steps,
-    /// Tokens a second from a warm shard
+    /// Tokens a second from a warm shard, and the share of their time that trainings wait for data
     Data,
 }
 
@@ -140,6 +141,15 @@ impl BenchArguments {
     }
 }
 
+/// The packages whose binaries are run.
+fn packages(name: &str) -> &'static [&'static str] {
+    match name {
+        "transformers" => &["foretoken-cli"],
+        "data" => &["foretoken-benches", "foretoken-cli"],
+        _ => &["foretoken-benches"],
+    }
+}
+
 /// Runs `cargo xtask bench`.
 pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode> {
     let name = arguments.name()?;
@@ -154,9 +164,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<E
         return Ok(ExitCode::SUCCESS);
     }
     if !arguments.no_build {
-        let transformers = name == "transformers";
-        let package = if transformers { "foretoken-cli" } else { "foretoken-benches" };
-        build_release(workspace, package, &libtorch)?;
+        for package in packages(name) {
+            build_release(workspace, package, &libtorch)?;
+        }
     }
     let passed = match (arguments.what, arguments.peer) {
         (Some(Measurement::Steps), _) => steps::run(workspace, &libtorch, &plan)?,

@@ -4,6 +4,7 @@
 //! profile for the smoke reproduction would compile them twice.
 
 mod crate_pages;
+mod launchers;
 mod layers;
 mod metadata;
 mod outside;
@@ -56,5 +57,6 @@ pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<Ex
     steps.cargo("docs", &["doc", "--workspace", "--no-deps", "--quiet"], &deny);
     steps.run("outside crate", || outside::check(workspace, &libtorch));
     steps.run("smoke reproduction", || smoke::check(workspace, &libtorch));
+    steps.run("launchers", || launchers::check(workspace, &libtorch));
     Ok(steps.finish())
 }

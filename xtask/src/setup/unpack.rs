@@ -20,8 +20,8 @@ pub(crate) enum Selection {
     TorchCpu,
     /// `torch/include/**` and every library, as `include/` and `lib/`.
     TorchCuda,
-    /// Every shared library, as `lib/`.
-    Libraries,
+    /// Every shared library of NVIDIA's, as `lib/`, and every header, as `include/cuda/`.
+    Nvidia,
     /// The one shared library of this name, as `lib/`.
     Library(&'static str),
     /// Every `.py` file at its own path.
@@ -44,7 +44,14 @@ impl Selection {
                 let all = matches!(self, Self::TorchCuda) && is_library(file_name);
                 library(in_lib && (all || CPU_LIBRARIES.contains(&file_name)))
             }
-            Self::Libraries => library(is_library(file_name)),
+            Self::Nvidia => {
+                let mut folders = name.components();
+                let header = folders.any(|folder| folder.as_os_str() == "include");
+                match header {
+                    true => Some(Path::new("include/cuda").join(folders.as_path())),
+                    false => library(is_library(file_name)),
+                }
+            }
             Self::Library(wanted) => library(file_name == wanted),
             Self::PythonFiles => name
                 .extension()
@@ -164,7 +171,21 @@ mod tests {
         );
         let other = format!("{folder}/libnvperf_host.so");
         assert_eq!(place(wanted, &other), None);
-        assert!(place(Selection::Libraries, &other).is_some());
+        assert!(place(Selection::Nvidia, &other).is_some());
+    }
+
+    #[test]
+    fn nvidias_headers_lie_below_one_folder() {
+        let place = |name| place(Selection::Nvidia, name);
+        for (name, place_of) in [
+            ("nvidia/cu13/include/crt/host_defines.h", "include/cuda/crt/host_defines.h"),
+            ("nvidia/nccl/include/nccl.h", "include/cuda/nccl.h"),
+            ("nvidia/cu13/include/cccl/nv/target", "include/cuda/cccl/nv/target"),
+            ("nvidia/nccl/lib/libnccl.so.2", "lib/libnccl.so.2"),
+        ] {
+            assert_eq!(place(name), Some(PathBuf::from(place_of)));
+        }
+        assert_eq!(place("nvidia/nccl/__init__.py"), None);
     }
 
     #[test]

@@ -39,6 +39,22 @@ pub(crate) const CUDA_CUPTI: Wheel = Wheel {
     bytes: 10_715_597,
 };
 
+/// Headers that CUDA's own include, for builds with the feature `nccl`.
+pub(crate) const CUDA_CRT: Wheel = Wheel {
+    package: "nvidia-cuda-crt",
+    version: "13.0.88",
+    sha256: "2c8043c7c9e02492716426e9919fc78d2c5b3b2a7a768a88e952676b08aa55a4",
+    bytes: 134_086,
+};
+
+/// The same of CUDA's C++ library.
+pub(crate) const CUDA_CCCL: Wheel = Wheel {
+    package: "nvidia-cuda-cccl",
+    version: "13.0.85",
+    sha256: "e0da7ad981f3a8aff08241b5bfc1af868742a63e2762f53a5171c492ef242649",
+    bytes: 3_120_526,
+};
+
 /// Python unlike PyTorch's, for the out-of-domain figures: a documentation generator (BSD).
 pub(crate) const SPHINX: Wheel = Wheel {
     package: "sphinx",

@@ -66,7 +66,7 @@ fn a_file_that_is_cut_short_or_grows_is_an_error_that_names_it_not_the_end_of_th
                 );
                 let message = error.to_string();
                 assert!(message.starts_with(&path.display().to_string()), "{message}");
-                assert!(message.ends_with("prepare the corpus again, then resume the run"));
+                assert!(message.ends_with("delete its folder and go on with --resume"));
             }
         }
     }

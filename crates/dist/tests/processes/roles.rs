@@ -156,6 +156,12 @@ fn refusals(group: &ProcessGroup) {
         assert!(said(group.reduce_slices(&odd)).contains("expected a multiple of"));
         assert!(said(group.all_gather_slices(&odd)).contains("pad it"));
     }
+    if !cfg!(feature = "nccl") {
+        assert!(said(group.connect_gpus(0)).contains("--features nccl"));
+    } else if !tch::Cuda::is_available() {
+        let expected = format!("rank {} cannot connect its GPU 0", group.rank());
+        assert!(said(group.connect_gpus(0)).starts_with(&expected));
+    }
 }
 
 fn buckets(group: &ProcessGroup) -> Result<()> {

@@ -146,14 +146,23 @@ impl FlatParameters {
             self.slots.iter_mut().for_each(|slot| slot.collected = false);
             return Ok(());
         }
-        let home = self.copies.as_ref().map_or(&self.gradients, |copies| &copies.gradients);
+        if self.copies.is_some() {
+            return self.collect_from_copies();
+        }
         for slot in &self.slots {
-            move_in(slot, home)?;
+            move_in(slot, &self.gradients)?;
         }
-        if let Some(copies) = &mut self.copies {
-            let _ = self.gradients.f_add_(&copies.gradients)?;
-            let _ = copies.gradients.f_zero_()?;
+        Ok(())
+    }
+
+    /// Adds the copies' gradients, if there are copies, to the buffer and sets them to zero.
+    pub(super) fn collect_from_copies(&mut self) -> Result<(), Error> {
+        let Some(copies) = &mut self.copies else { return Ok(()) };
+        for slot in &self.slots {
+            move_in(slot, &copies.gradients)?;
         }
+        let _ = self.gradients.f_add_(&copies.gradients)?;
+        let _ = copies.gradients.f_zero_()?;
         Ok(())
     }
 

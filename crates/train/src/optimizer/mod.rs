@@ -174,6 +174,17 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Says that a part of a step's batch is done: what the copies' gradients have come to is added
+    /// to the sums in the parameters' own precision. Between the parts of a step it keeps sums of
+    /// many parts from being rounded to the copies' few bits; without copies it does nothing.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn part_done(&mut self) -> Result<(), Error> {
+        let _guard = tch::no_grad_guard();
+        self.flat.collect_from_copies()
+    }
+
     /// Passes `parameters` over in the next step, the copies where there are any: neither decay nor
     /// the momentum of earlier gradients moves them, and both stay as they are.
     pub fn rest(&mut self, parameters: &[Parameter]) {

@@ -142,18 +142,16 @@ impl Stack {
     }
 }
 
-/// The number format of the Newton–Schulz products: bfloat16 where the processor multiplies it
-/// in hardware, which halves Muon's time; else that of the weights.
+/// The number format of the Newton–Schulz products of float32 weights.
 fn newton_schulz_kind(values: &Tensor, precision: MuonPrecision) -> Kind {
-    match (values.kind(), precision) {
-        (Kind::Float, MuonPrecision::Bfloat16) => Kind::BFloat16,
-        (Kind::Float, MuonPrecision::Auto)
-            if values.device().is_cuda() || fast_bfloat16_products() =>
-        {
-            Kind::BFloat16
-        }
-        (kind, _) => kind,
-    }
+    let on_gpu = values.device().is_cuda();
+    let fewer = match precision {
+        MuonPrecision::Float32 => false,
+        MuonPrecision::Auto => on_gpu,
+        MuonPrecision::Fast => on_gpu || fast_bfloat16_products(),
+        MuonPrecision::Bfloat16 => true,
+    };
+    if fewer && values.kind() == Kind::Float { Kind::BFloat16 } else { values.kind() }
 }
 
 #[cfg(target_arch = "x86_64")]

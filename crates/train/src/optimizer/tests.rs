@@ -425,3 +425,25 @@ fn copies_in_fewer_bits_follow_and_their_gradients_count() {
     let fewer = other.clones().into_iter().skip(1).collect();
     assert!(Optimizer::with_copies(one.clones(), fewer, &OptimizerSection::default()).is_err());
 }
+
+#[test]
+fn sums_over_many_parts_are_not_those_of_the_copies_few_bits() {
+    let section = OptimizerSection { clip: 0.0, ..section(OptimizerKind::Adamw) };
+    let sum = |parts_done: bool| {
+        let value = |kind| Tensor::zeros([3], (kind, Device::Cpu)).set_requires_grad(true);
+        let (master, copy) = (value(Kind::Float), value(Kind::BFloat16));
+        let whole =
+            |tensor: &Tensor| vec![Parameter::whole(tensor, Role::Vector, "weight".to_owned())];
+        let mut optimizer = Optimizer::with_copies(whole(&master), whole(&copy), &section).unwrap();
+        for _ in 0..1024 {
+            copy.sum(Kind::Float).backward();
+            if parts_done {
+                optimizer.part_done().unwrap();
+            }
+        }
+        optimizer.step(1.0).unwrap().gradient_norm / 3f64.sqrt()
+    };
+    assert_eq!(sum(true).round(), 1024.0);
+    // In bfloat16 256 + 1 is 256.
+    assert_eq!(sum(false).round(), 256.0);
+}
