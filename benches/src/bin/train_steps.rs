@@ -118,8 +118,8 @@ fn evaluate(training: &TrainingLoop, batches: &[Tensor]) -> Result<Value> {
 /// What Newton–Schulz computes in; a comparison's recipe names it.
 fn muon_kind(config: &TrainConfig) -> Kind {
     match config.optimizer.muon_precision {
-        MuonPrecision::Bfloat16 => Kind::BFloat16,
-        MuonPrecision::Float32 | MuonPrecision::Auto | MuonPrecision::Fast => Kind::Float,
+        MuonPrecision::Bfloat16 | MuonPrecision::Fast => Kind::BFloat16,
+        MuonPrecision::Float32 | MuonPrecision::Auto => Kind::Float,
     }
 }
 

@@ -14,8 +14,15 @@ const CUDA_PART: &str = "libtorch_cuda.so";
 const VERSION: &str = "2.11.0";
 
 /// Loads libtorch's CUDA part, from `FORETOKEN_TORCH_LIB`, `LIBTORCH`, or the `torch` that
-/// `python3` has, unless CUDA is there already.
+/// `python3` has, unless it is linked.
 pub(crate) fn load() -> anyhow::Result<()> {
+    if cfg!(feature = "nccl") {
+        ensure!(
+            tch::Cuda::is_available(),
+            "--device cuda: libtorch finds no GPU; see what nvidia-smi says"
+        );
+        return Ok(());
+    }
     let Some(folder) = places().into_iter().find(|folder| folder.join(CUDA_PART).is_file()) else {
         bail!(
             "--device cuda: {CUDA_PART} of libtorch {VERSION} was not found; point \

@@ -19,8 +19,10 @@ pub(crate) fn device_of(name: DeviceName, local_rank: usize) -> anyhow::Result<D
         DeviceName::Cpu => Ok(Device::Cpu),
         DeviceName::Cuda => {
             cuda::load()?;
+            // A launcher that shows each process a GPU of its own says so by this variable.
+            let own = std::env::var_os("CUDA_VISIBLE_DEVICES").is_some();
             match usize::try_from(tch::Cuda::device_count()).unwrap_or_default() {
-                1 => Ok(Device::Cuda(0)),
+                1 if own => Ok(Device::Cuda(0)),
                 gpus if local_rank < gpus => Ok(Device::Cuda(local_rank)),
                 gpus => bail!(
                     "--device cuda: process {local_rank} of this machine has no GPU, there are \

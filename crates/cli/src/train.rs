@@ -29,7 +29,9 @@ pub(crate) fn run(arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
     let out = out_folder(arguments);
     let place = Environment::detect()?;
     let device = device_of(arguments.device, place.as_ref().map_or(0, |place| place.local_rank))?;
-    let group = place.map(|place| group(&place, device, arguments.patience)).transpose()?;
+    // One process that a launcher started is one process.
+    let group = place.filter(|place| place.size > 1);
+    let group = group.map(|place| connect(&place, device, arguments.patience)).transpose()?;
     let first = group.as_ref().is_none_or(|group| group.rank() == 0);
     let options = TrainOptions {
         group,
@@ -64,18 +66,14 @@ pub(crate) fn run(arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
 }
 
 /// The processes that torchrun, SLURM, a `PyTorchJob` or `cargo xtask launch` started together.
-fn group(place: &Environment, device: Device, patience: u64) -> anyhow::Result<ProcessGroup> {
-    let gpu = match device {
-        Device::Cuda(gpu) if place.size > 1 => Some(gpu),
-        _ => None,
-    };
-    if gpu.is_some() {
+fn connect(place: &Environment, device: Device, patience: u64) -> anyhow::Result<ProcessGroup> {
+    if device.is_cuda() {
         ProcessGroup::supports_gpus()?;
     }
     let limits = Limits { collective: Duration::from_secs(patience), ..Limits::default() };
     let group = ProcessGroup::connect(place, limits)?;
-    if let Some(gpu) = gpu {
-        group.connect_gpus(gpu)?;
+    if let Device::Cuda(gpu) = device {
+        group.connect_gpus(gpu).inspect_err(|error| group.fail(&error.to_string()))?;
     }
     Ok(group)
 }

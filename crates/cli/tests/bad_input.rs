@@ -212,8 +212,7 @@ fn a_shard_that_is_cut_short_under_a_training_ends_it_and_its_checkpoints_go_on(
     let endless = [&saving[..], &["--set", "train.steps=1000000", "--max-seconds", "60"]].concat();
     let mut command = place.train("run", &endless);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let saved = place.path("run/checkpoints/step-8");
-    wait_until(&mut child, || saved.exists());
+    wait_until(&mut child, || place.newest("run") >= 8);
     let shard = train_shard(&place);
     let whole = fs::read(&shard).unwrap();
     let file = fs::File::options().write(true).open(&shard).unwrap();
@@ -230,9 +229,7 @@ fn a_shard_that_is_cut_short_under_a_training_ends_it_and_its_checkpoints_go_on(
         check.args(["--check", "--quiet", "checksums.sha256"]).current_dir(folder);
         assert!(check.status().unwrap().success(), "{checkpoint} is not whole");
     }
-    let steps =
-        checkpoints.iter().filter_map(|name| name.strip_prefix("step-")?.parse::<u64>().ok());
-    let newest = steps.max().unwrap();
+    let newest = place.newest("run");
     assert!(newest >= 8, "{checkpoints:?}");
 
     // What the message says to do does it.

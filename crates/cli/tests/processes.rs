@@ -70,13 +70,6 @@ impl Drop for Ranks {
     }
 }
 
-/// The step of a run's newest checkpoint, 0 where there is none.
-fn newest(place: &Place, run: &str) -> u64 {
-    let Ok(entries) = fs::read_dir(place.path(run).join("checkpoints")) else { return 0 };
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter_map(|name| name.strip_prefix("step-")?.parse().ok()).max().unwrap_or(0)
-}
-
 #[test]
 fn when_a_process_is_killed_the_others_name_it_and_the_training_goes_on_in_two() {
     let place = Place::new();
@@ -93,7 +86,7 @@ fn when_a_process_is_killed_the_others_name_it_and_the_training_goes_on_in_two()
     for victim in [1, 0] {
         let run = format!("without-{victim}");
         let mut ranks = Ranks::start(&place, &run, &[3; 3], &endless);
-        wait_until(&mut ranks.0[0], || newest(&place, &run) > 0);
+        wait_until(&mut ranks.0[0], || place.newest(&run) > 0);
         ranks.kill(victim);
         let named = format!("rank {victim} of 3");
         for output in ranks.end(NOTICED) {
@@ -101,13 +94,13 @@ fn when_a_process_is_killed_the_others_name_it_and_the_training_goes_on_in_two()
         }
         assert!(!place.path(&run).join("model").exists());
 
-        let steps = newest(&place, &run) + 4;
+        let steps = place.newest(&run) + 4;
         let set = format!("train.steps={steps}");
         let few = [&recipe[..], &["--set", &set, "--resume"]].concat();
         for output in Ranks::start(&place, &run, &[2; 2], &few).end(TRAINED) {
             assert!(output.status.success(), "{}", error_text(&output));
         }
-        assert_eq!(newest(&place, &run), steps);
+        assert_eq!(place.newest(&run), steps);
         assert!(place.path(&run).join("model/model.safetensors").exists());
         let metrics = fs::read_to_string(place.path(&run).join("metrics.jsonl")).unwrap();
         assert_eq!(metrics.lines().count() as u64, steps);

@@ -24,6 +24,12 @@
 // The class as libtorch 2.11.0 lays it out; with other headers or stubs it would not fit.
 static_assert(sizeof(c10d::ProcessGroupGloo) == 488, "these are not the headers of libtorch 2.11.0");
 
+#ifdef USE_C10D_NCCL
+static_assert(NCCL_VERSION_CODE == 22809 && sizeof(c10d::ProcessGroupNCCL) == 1112 &&
+                  sizeof(c10d::ProcessGroupNCCL::Options) == 248,
+              "these are not the headers of libtorch 2.11.0 and of the NCCL that it is built with");
+#endif
+
 using at::Tensor;
 using std::chrono::milliseconds;
 using Store = c10::intrusive_ptr<c10d::Store>;
@@ -179,6 +185,9 @@ char* foretoken_dist_group_open_gpus(Store* store, int rank, int size, int64_t t
                                      Group** group) {
   return guarded([&] {
 #ifdef USE_C10D_NCCL
+    // libtorch's own watchdogs end the process without a word of who is missing; ours names it.
+    setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0", 0);
+    setenv("TORCH_NCCL_ENABLE_MONITORING", "0", 0);
     auto options = c10d::ProcessGroupNCCL::Options::create();
     options->timeout = milliseconds(timeout_ms);
     auto keys = c10::make_intrusive<c10d::PrefixStore>("nccl", *store);

@@ -120,18 +120,30 @@ impl ProcessGroup {
     /// them, or a rank fails.
     pub fn connect_gpus(&self, gpu: usize) -> Result<()> {
         Self::supports_gpus()?;
-        let Inner { rank, size, limits, .. } = *self.inner;
+        let Inner { rank, size, limits, ref store, ref watch, .. } = *self.inner;
         let timeout = limits.collective.saturating_add(GRACE);
-        let opened = native::Group::open_gpus(&self.inner.store, rank, size, timeout, gpu);
-        let opened = opened.map_err(|Message(message)| Error::ConnectGpu { rank, gpu, message });
-        // Before the first collective, which waits for all: those who failed say so here.
-        self.barrier()?;
-        let opened = opened?;
+        let refused = |Message(message)| Error::ConnectGpu { rank, gpu, message };
+        let opened = native::Group::open_gpus(store, rank, size, timeout, gpu);
+        // All connect, or none: who comes to the first collective waits for all.
+        let failed = Tensor::f_from_slice(&[i64::from(opened.is_err())])?;
+        self.all_reduce(&failed)?;
+        let mut nccl = opened.map_err(refused)?;
+        if failed.f_int64_value(&[0])? > 0 {
+            return Err(refused(Message("another rank has no GPU to connect".to_owned())));
+        }
+        let connect = move || {
+            let one = Tensor::f_ones([1], (Kind::Float, Device::Cuda(gpu)));
+            let one = one.map_err(|error| Message(error.to_string()))?;
+            let work = nccl.all_reduce(&one)?;
+            while !work.wait(POLL)? {}
+            Ok(nccl)
+        };
+        let nccl = apart(watch, "connecting GPUs", connect)?.map_err(refused)?;
         if let Some(links) = &mut *self.inner.native.lock().unwrap_or_else(PoisonError::into_inner)
         {
-            links.nccl = Some(opened);
+            links.nccl = Some(nccl);
         }
-        self.all_reduce(&Tensor::f_zeros([1], (Kind::Float, Device::Cuda(gpu)))?)
+        Ok(())
     }
 
     /// This process, from 0.
@@ -361,8 +373,7 @@ impl Drop for Inner {
     }
 }
 
-/// Connects the ranks by Gloo. The call can't be ended from outside, so it waits in a thread of its
-/// own, which is left alone when a rank dies meanwhile.
+/// Connects the ranks by Gloo.
 fn open(
     store: &Arc<native::Store>,
     watch: &Watch,
@@ -370,29 +381,38 @@ fn open(
     limits: Limits,
     network: Network,
 ) -> Result<native::Group> {
-    let (send, receive) = mpsc::channel();
     let Environment { rank, size, .. } = *place;
     let keys = Arc::clone(store);
-    let connect = move || -> std::result::Result<native::Group, Message> {
+    let connect = move || {
         let mut group = native::Group::open(&keys, rank, size, limits.join, &network)?;
         group.set_timeout(limits.collective.saturating_add(GRACE))?;
         Ok(group)
     };
+    apart(watch, "connecting", connect)?.map_err(|message| refused(watch, place, message))
+}
+
+/// Does what can't be ended from outside in a thread of its own, which is left alone when a rank dies
+/// meanwhile.
+fn apart<T: Send + 'static>(
+    watch: &Watch,
+    what: &'static str,
+    work: impl FnOnce() -> std::result::Result<T, Message> + Send + 'static,
+) -> Result<std::result::Result<T, Message>> {
+    let (send, receive) = mpsc::channel();
     std::thread::Builder::new()
         .name("connect".to_owned())
-        .spawn(move || send.send(connect()))
+        .spawn(move || send.send(work()))
         .map_err(Error::Thread)?;
     loop {
         match receive.recv_timeout(POLL) {
-            Ok(opened) => return opened.map_err(|message| refused(watch, place, message)),
+            Ok(done) => return Ok(done),
             Err(RecvTimeoutError::Timeout) => {
-                if let Some(failure) = watch.trouble_with("connecting") {
+                if let Some(failure) = watch.trouble_with(what) {
                     return Err(watch.agree(failure).into());
                 }
             }
             Err(RecvTimeoutError::Disconnected) => {
-                let message = Message("the connecting thread ended".to_owned());
-                return Err(refused(watch, place, message));
+                return Ok(Err(Message("the connecting thread ended".to_owned())));
             }
         }
     }

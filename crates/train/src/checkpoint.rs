@@ -141,10 +141,7 @@ impl Checkpoints {
         self.folder.join(format!("step-{step}"))
     }
 
-    /// Writes a checkpoint whole or not at all, then removes all but it and those before, as many
-    /// as the recipe keeps, and the best; none where the last steps had no finite gradient, because
-    /// those from before them may be the last good ones. `write_model` puts the model's part into
-    /// the folder.
+    /// Writes a checkpoint whole or not at all. `write_model` puts the model's part into the folder.
     pub(crate) fn save(
         &self,
         state: &TrainingState,
@@ -164,27 +161,30 @@ impl Checkpoints {
             write_atomically(&folder.join(TRAINING), &json)?;
             checksums::write(folder)
         })?;
-        if state.skipped_in_a_row == 0 {
-            let best = self.best()?;
-            // Those of later steps were passed over as damaged: they do not count.
-            let kept = self.steps()?.into_iter().filter(|&step| step <= state.step);
-            for step in kept.skip(state.config.train.keep) {
-                if best != Some(step) {
-                    discard(&self.path(step))?;
-                }
-            }
-        }
         for name in self.names()?.iter().filter(|name| is_partial(name)) {
             remove(&self.folder.join(name))?;
         }
         Ok(path)
     }
 
-    /// The step of the checkpoint with the lowest loss on the validation split; `None` where none
-    /// was judged. One that cannot be read is not the best.
-    pub(crate) fn best(&self) -> Result<Option<u64>, Error> {
+    /// Removes all checkpoints of steps up to `last` but the newest `keep` and the best. Those of later
+    /// steps, which were passed over as damaged, do not count.
+    pub(crate) fn prune(&self, last: u64, keep: usize) -> Result<(), Error> {
+        let best = self.best(last)?;
+        for step in self.steps()?.into_iter().filter(|&step| step <= last).skip(keep) {
+            if best != Some(step) {
+                discard(&self.path(step))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The step of the checkpoint with the lowest loss on the validation split, of those up to step
+    /// `last`; `None` where none was judged. One that cannot be read is not the best.
+    pub(crate) fn best(&self, last: u64) -> Result<Option<u64>, Error> {
         let loss = |step: u64| read_state(&self.path(step)).ok()?.validation_loss;
-        let judged = self.steps()?.into_iter().filter_map(|step| Some((loss(step)?, step)));
+        let steps = self.steps()?.into_iter().filter(|&step| step <= last);
+        let judged = steps.filter_map(|step| Some((loss(step)?, step)));
         Ok(judged.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, step)| step))
     }
 

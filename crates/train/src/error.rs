@@ -120,7 +120,8 @@ pub enum Error {
     #[error(
         "the gradient was not finite in {steps} steps in a row, up to step {step}; lower optimizer.learning_rate and optimizer.muon_learning_rate, or raise optimizer.warmup, and train into another --out{}",
         before.as_ref().map_or(String::new(), |path| format!(
-            ", from the first step or with model.init_from = \"{}\", the last checkpoint before them",
+            ", from the first step or from {}, which is from before them: name it in model.init_from \
+             and leave out the sizes in [model] and data.tokenizer",
             path.display()
         ))
     )]
@@ -129,7 +130,7 @@ pub enum Error {
         step: u64,
         /// How many in a row.
         steps: u32,
-        /// The newest checkpoint from before them.
+        /// The newest checkpoint whose weights had a finite gradient, if it is of a whole model.
         before: Option<PathBuf>,
     },
     /// Optimiser state that doesn't fit the model.

@@ -274,7 +274,10 @@ impl Run<'_> {
         Ok(TrainOutcome {
             model_dir: self.model_dir,
             checkpoint: saved.map(|step| self.checkpoints.path(step)),
-            best_checkpoint: self.checkpoints.best()?.map(|step| self.checkpoints.path(step)),
+            best_checkpoint: self
+                .checkpoints
+                .best(state.step)?
+                .map(|step| self.checkpoints.path(step)),
             interrupted,
             steps: state.step,
             skipped_steps: state.step - state.updates,
@@ -288,10 +291,14 @@ impl Run<'_> {
     }
 
     /// Takes the steps that are left and returns that of the newest checkpoint.
+    ///
+    /// Whether a checkpoint is good shows in the next step, whose gradient is finite; only then do
+    /// older ones go. Among steps without one nothing is written, because nothing moves.
     fn steps(&mut self, metrics: &Path) -> Result<Option<u64>, Error> {
         let first = self.trainer.state.step;
         let mut watch = self.first.then(|| self.watch(metrics)).transpose()?;
         let mut saved = (first > 0).then_some(first);
+        let (mut due, mut in_doubt) = (false, saved);
         let began = Instant::now();
         while !self.trainer.finished() && !self.trainer.agree(self.should_stop(began))? {
             let line = self.trainer.step().inspect_err(|_| {
@@ -299,34 +306,57 @@ impl Run<'_> {
                     watch.progress.finish();
                 }
             });
-            let line = line.map_err(|error| match error {
-                Error::Diverged { step, steps, .. } => {
-                    let before = saved.map(|step| self.checkpoints.path(step));
-                    Error::Diverged { step, steps, before }
-                }
-                error => error,
-            })?;
+            let line = line.map_err(|error| self.with_checkpoint(error))?;
             if let Some(watch) = &mut watch {
                 watch.step(&line)?;
             }
+            if line.updated
+                && let Some(step) = in_doubt.take()
+            {
+                self.prune(step)?;
+            }
             let every = self.config.train.checkpoint_every;
-            // A step that moved nothing leaves nothing to save.
-            if every > 0 && line.step % every == 0 && line.updated {
+            due |= every > 0 && line.step % every == 0;
+            if due && line.updated {
                 if let Some(watch) = &mut watch {
                     watch.flush()?;
                 }
                 saved = Some(self.save()?);
+                (due, in_doubt) = (false, saved);
             }
         }
         if let Some(watch) = &mut watch {
             watch.progress.finish();
             watch.flush()?;
         }
-        let step = self.trainer.state.step;
+        let state = &self.trainer.state;
+        let (step, moved) = (state.step, state.skipped_in_a_row == 0);
         if step > 0 && saved != Some(step) {
             saved = Some(self.save()?);
         }
+        if self.trainer.finished() && moved {
+            self.prune(step)?;
+        }
         Ok(saved)
+    }
+
+    /// Removes checkpoints that the recipe does not keep, now that the one of `step` is good.
+    fn prune(&self, step: u64) -> Result<(), Error> {
+        match self.first {
+            true => self.checkpoints.prune(step, self.config.train.keep),
+            false => Ok(()),
+        }
+    }
+
+    /// Where training has fallen apart: the newest checkpoint of weights that had a finite gradient,
+    /// unless it has heads alone. The last step that moved anything led to those that have none.
+    fn with_checkpoint(&self, error: Error) -> Error {
+        let Error::Diverged { step, steps, .. } = error else { return error };
+        let whole = self.config.heads.train == HeadTraining::Together;
+        let good =
+            |known: Vec<u64>| known.into_iter().find(|known| known + u64::from(steps) < step);
+        let newest = self.checkpoints.steps().ok().filter(|_| whole).and_then(good);
+        Error::Diverged { step, steps, before: newest.map(|step| self.checkpoints.path(step)) }
     }
 
     /// Those who look on from the next step, with the figures in `metrics` and beside it.

@@ -50,7 +50,13 @@ impl Start {
             format!("{} tokens are more than the model's {context}", config.train.sequence)
         })?;
         // Heads that are there already are trained on; only others are put in their place.
-        if model.config().heads != heads {
+        let there = &model.config().heads;
+        if (there.kind.as_str(), there.count) == (heads.kind.as_str(), heads.count) {
+            let (old, new) = (there.offsets(), heads.offsets());
+            require(old == new, "loss.offsets", || {
+                format!("the heads of model.init_from predict at {old:?}, not at {new:?}")
+            })?;
+        } else {
             model = model.grow(&heads, registry, seed)?;
         }
         if config.heads.train == HeadTraining::Alone {

@@ -105,7 +105,7 @@ impl<'l> Training<'l> {
     fn command(&self, name: &str) -> Result<Command> {
         let mut command = Command::new(&self.binary);
         self.libtorch.apply(&mut command);
-        command.arg("train").arg("--config").arg(&self.config);
+        command.arg("train").arg("--config").arg(&self.config).args(["--patience", "120"]);
         for set in SETS {
             command.args(["--set", set]);
         }

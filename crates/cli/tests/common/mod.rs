@@ -57,6 +57,13 @@ impl Place {
         command
     }
 
+    /// The step of a run's newest checkpoint, 0 where there is none.
+    pub fn newest(&self, run: &str) -> u64 {
+        let folder = format!("{run}/checkpoints");
+        let names = if self.path(&folder).exists() { self.names(&folder) } else { Vec::new() };
+        names.iter().filter_map(|name| name.strip_prefix("step-")?.parse().ok()).max().unwrap_or(0)
+    }
+
     pub fn names(&self, folder: &str) -> Vec<String> {
         let entries = fs::read_dir(self.path(folder)).unwrap();
         let mut names: Vec<String> =

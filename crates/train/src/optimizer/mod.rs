@@ -176,7 +176,8 @@ impl Optimizer {
 
     /// Says that a part of a step's batch is done: what the copies' gradients have come to is added
     /// to the sums in the parameters' own precision. Between the parts of a step it keeps sums of
-    /// many parts from being rounded to the copies' few bits; without copies it does nothing.
+    /// many parts from being rounded to the copies' few bits; without copies it does nothing. Not
+    /// after [`ready`](Self::ready), which says that nothing more is added in this step.
     ///
     /// # Errors
     /// When libtorch refuses.
