@@ -512,7 +512,8 @@ fn embed<T: Weight>(
 
 fn pack_token<T: Weight>(head: Informed<'_>, plan: &Plan) -> Result<TokenWeights<T>> {
     let (dim, eps) = (plan.shape.dim, head.block.norm_eps);
-    T::with(head.token_proj, |weight| TokenWeights::pack(weight, dim, eps, plan.drafts))
+    let hidden = T::read(head.hidden_proj)?;
+    T::with(head.token_proj, |tokens| TokenWeights::pack(tokens, &hidden, dim, eps, plan.drafts))
 }
 
 fn pack_dense<T: Weight>(head: Dense<'_>, plan: &Plan) -> Result<DenseWeights<T>> {

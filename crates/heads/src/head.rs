@@ -32,6 +32,8 @@ pub struct Dense<'h> {
 pub struct Informed<'h> {
     /// W, `[dim, dim]`.
     pub token_proj: &'h Tensor,
+    /// V, `[dim, dim]`.
+    pub hidden_proj: &'h Tensor,
     /// The block.
     pub block: &'h Block,
 }

@@ -11,16 +11,19 @@ use tch::{Tensor, no_grad};
 /// has chosen the first, the heads before have drafted the others. A head that is told them need
 /// not guess them first:
 ///
-/// x = h + rms(h) · W · norm(m), y = block(x)
+/// x = h + rms(h) · (W · norm(m) + V · norm(h)), y = block(x)
 ///
 /// with h the trunk output of the row, norm without weights, and m what the trunk's first
 /// [`InformedHead::TOLD_BLOCKS`] blocks make of the token just before the target, behind all others:
-/// few blocks are cheap to run for a draft, and see in which context the token stands. In training
-/// the tokens are the text's own. Beside a block's weights the head has one matrix, W `[dim, dim]`,
-/// which is zero at first on a pretrained model.
+/// few blocks are cheap to run for a draft, and see in which context the token stands. V turns h,
+/// which expects the next token, towards the tokens behind it: without it the block has to undo the
+/// expectation that has come true. In training the tokens are the text's own. Beside a block's
+/// weights the head has these two matrices, `[dim, dim]`, which are zero at first on a pretrained
+/// model.
 #[derive(Debug)]
 pub struct InformedHead {
     token_proj: Tensor,
+    hidden_proj: Tensor,
     block: Block,
 }
 
@@ -37,7 +40,11 @@ impl InformedHead {
     /// When the memory cannot be had.
     pub fn new(sizes: &Architecture, init: &Initialiser) -> Result<Self> {
         let dim = sizes.dim as i64;
-        Ok(Self { token_proj: init.matrix(dim, dim)?, block: Block::new(sizes, init)? })
+        Ok(Self {
+            token_proj: init.matrix(dim, dim)?,
+            hidden_proj: init.matrix(dim, dim)?,
+            block: Block::new(sizes, init)?,
+        })
     }
 
     /// The block's input for `hidden` and `told`, both `[batch, seq, dim]`.
@@ -45,11 +52,15 @@ impl InformedHead {
         let (kind, eps) = (hidden.kind(), self.block.norm_eps);
         let wide = accumulator(kind);
         let ones = Tensor::f_ones([told.size3()?.2], (told.kind(), told.device()))?;
-        let told = linear(&rms_norm(told, &ones, eps)?, &self.token_proj)?.f_to_kind(wide)?;
+        let projected = |rows: &Tensor, by: &Tensor| -> Result<Tensor> {
+            Ok(linear(&rms_norm(rows, &ones, eps)?, by)?.f_to_kind(wide)?)
+        };
+        let added = projected(told, &self.token_proj)?;
+        let added = added.f_add(&projected(hidden, &self.hidden_proj)?)?;
         let hidden = hidden.f_to_kind(wide)?;
         let mean = hidden.f_square()?.f_mean_dim(-1, true, wide)?;
-        let told = told.f_mul(&mean.f_add_scalar(eps)?.f_sqrt()?)?;
-        Ok(hidden.f_add(&told)?.f_to_kind(kind)?)
+        let added = added.f_mul(&mean.f_add_scalar(eps)?.f_sqrt()?)?;
+        Ok(hidden.f_add(&added)?.f_to_kind(kind)?)
     }
 }
 
@@ -77,8 +88,11 @@ impl Head for InformedHead {
     }
 
     fn parameters(&self, prefix: &str) -> Vec<Parameter> {
-        let name = format!("{prefix}token_proj.weight");
-        let mut all = vec![Parameter::whole(&self.token_proj, Role::Matrix, name)];
+        let matrices = [("token_proj", &self.token_proj), ("hidden_proj", &self.hidden_proj)];
+        let whole = |(name, tensor)| {
+            Parameter::whole(tensor, Role::Matrix, format!("{prefix}{name}.weight"))
+        };
+        let mut all: Vec<Parameter> = matrices.into_iter().map(whole).collect();
         all.extend(self.block.parameters(prefix));
         all
     }
@@ -92,11 +106,16 @@ impl Head for InformedHead {
         self.block.copy_weights(stock)?;
         no_grad(|| {
             let _ = self.token_proj.shallow_clone().f_zero_()?;
+            let _ = self.hidden_proj.shallow_clone().f_zero_()?;
             Ok(())
         })
     }
 
     fn as_informed(&self) -> Option<Informed<'_>> {
-        Some(Informed { token_proj: &self.token_proj, block: &self.block })
+        Some(Informed {
+            token_proj: &self.token_proj,
+            hidden_proj: &self.hidden_proj,
+            block: &self.block,
+        })
     }
 }

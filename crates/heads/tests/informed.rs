@@ -123,8 +123,9 @@ fn its_input_is_the_formula() {
     let m = model.told(&tokens()).unwrap().unwrap();
     let eps = head.block.norm_eps;
     let mean = |x: &Tensor| (x * x).mean_dim(&[-1i64][..], true, Kind::Double) + eps;
-    let told = (&m / mean(&m).sqrt()).matmul(&head.token_proj.transpose(0, 1));
-    let x = &hidden + mean(&hidden).sqrt() * told;
+    let product = |x: &Tensor, by: &Tensor| (x / mean(x).sqrt()).matmul(&by.transpose(0, 1));
+    let added = product(&m, head.token_proj) + product(&hidden, head.hidden_proj);
+    let x = &hidden + mean(&hidden).sqrt() * added;
     let y = head.block.forward(&x, &model.trunk().rotary, None).unwrap();
     let expected = model.normed(&y).unwrap();
     let ours = model.head_hidden_told(1, &hidden, Some(&m)).unwrap();

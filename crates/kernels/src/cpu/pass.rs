@@ -176,8 +176,7 @@ impl<T: Real> Workspace<T> {
         let outputs = self.check(&pass);
         self.check_tokens(&pass, tokens);
         let Pass { rows, trunk, heads, unembedding, .. } = pass;
-        let told = tokens.zip(self.told.as_ref());
-        let told = told.map(|(by, told)| (by, told.tokens.view(), told.inputs.view()));
+        let told = tokens.zip(self.told.as_ref().map(|told| told.views(self.x.view())));
         let (scratch, x, y, logits) =
             (self.scratch.view(), self.x.view(), self.y.view(), self.logits.view());
         let (rotary, best) = (&self.rotary, BestView(self.best.as_mut_ptr()));
@@ -199,15 +198,15 @@ impl<T: Real> Workspace<T> {
                     block.part(worker, &call(cache, x, x, rows));
                     worker.barrier();
                 }
-                if let Some((by, tokens, inputs)) = told {
-                    by.project(worker, tokens, scratch.normed(worker), inputs, rows);
+                if let Some((by, views)) = told {
+                    by.project(worker, views, scratch.normed(worker), rows);
                     worker.barrier();
                     for r in worker.share(rows) {
-                        by.join(x.skip(r), inputs.skip(r));
+                        by.join(views, r);
                     }
                     worker.barrier();
                 }
-                let x = told.map_or(x, |(_, _, inputs)| inputs);
+                let x = told.map_or(x, |(_, views)| views.inputs);
                 for (i, (block, cache)) in heads.weights.iter().zip(head_caches).enumerate() {
                     let y = y.skip(i * pass.outputs);
                     block.part(worker, &call(cache, x, y, pass.outputs));
