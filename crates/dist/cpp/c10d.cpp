@@ -1,6 +1,7 @@
-// libtorch's process groups for Rust: a store that all ranks share, and collectives on Gloo and, where
-// it is built with USE_C10D_NCCL, on NCCL. Every function catches what libtorch throws and returns it as a message that the caller frees; null
-// means success. Handles are made here and given back to the `…_free` of their kind.
+// libtorch's process groups for Rust: a store that all ranks share, and collectives on Gloo and,
+// where it is built with USE_C10D_NCCL, on NCCL. Every function catches what libtorch throws and
+// returns it as a message that the caller frees; null means success. Handles are made here and given
+// back to the `…_free` of their kind.
 
 #include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -264,6 +265,7 @@ char* foretoken_dist_work_wait(Work* running, int64_t wait_ms, bool* done) {
         }
         std::this_thread::sleep_for(std::chrono::microseconds(50));
       }
+      if (auto failure = work->exception()) std::rethrow_exception(failure);
       work->wait();
       return;
     }

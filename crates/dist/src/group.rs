@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tch::{Device, Kind, Tensor};
 
@@ -138,7 +138,7 @@ impl ProcessGroup {
             while !work.wait(POLL)? {}
             Ok(nccl)
         };
-        let nccl = apart(watch, "connecting GPUs", connect)?.map_err(refused)?;
+        let nccl = apart(watch, "connecting GPUs", limits.join, connect)?.map_err(refused)?;
         if let Some(links) = &mut *self.inner.native.lock().unwrap_or_else(PoisonError::into_inner)
         {
             links.nccl = Some(nccl);
@@ -388,14 +388,17 @@ fn open(
         group.set_timeout(limits.collective.saturating_add(GRACE))?;
         Ok(group)
     };
-    apart(watch, "connecting", connect)?.map_err(|message| refused(watch, place, message))
+    // Gloo has that limit, too, and says more.
+    let limit = limits.join.saturating_add(GRACE);
+    apart(watch, "connecting", limit, connect)?.map_err(|message| refused(watch, place, message))
 }
 
 /// Does what can't be ended from outside in a thread of its own, which is left alone when a rank dies
-/// meanwhile.
+/// meanwhile, or after the limit.
 fn apart<T: Send + 'static>(
     watch: &Watch,
     what: &'static str,
+    limit: Duration,
     work: impl FnOnce() -> std::result::Result<T, Message> + Send + 'static,
 ) -> Result<std::result::Result<T, Message>> {
     let (send, receive) = mpsc::channel();
@@ -403,12 +406,17 @@ fn apart<T: Send + 'static>(
         .name("connect".to_owned())
         .spawn(move || send.send(work()))
         .map_err(Error::Thread)?;
+    let began = Instant::now();
     loop {
         match receive.recv_timeout(POLL) {
             Ok(done) => return Ok(done),
             Err(RecvTimeoutError::Timeout) => {
                 if let Some(failure) = watch.trouble_with(what) {
                     return Err(watch.agree(failure).into());
+                }
+                if began.elapsed() >= limit {
+                    let message = format!("not connected within {} s", limit.as_secs());
+                    return Ok(Err(Message(message)));
                 }
             }
             Err(RecvTimeoutError::Disconnected) => {

@@ -17,7 +17,8 @@
 //!   others within the limits, and all of them name it: "rank 3 of 4 has not been heard of for
 //!   30 s".
 //!
-//! Tensors are in the CPU's memory. A program that several processes run looks like this; here with
+//! Tensors are in the CPU's memory; with the feature `nccl` and
+//! [`connect_gpus`](ProcessGroup::connect_gpus) they may be in a GPU's. A program that several processes run looks like this; here with
 //! a group of one:
 //!
 //! ```

@@ -1,5 +1,7 @@
 //! A training's state as a folder: the model's files and what a resume needs beside them.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -7,6 +9,7 @@ use foretoken_data::Tokenizer;
 use foretoken_heads::MultiTokenModel;
 use foretoken_trunk::io::{SafetensorsFiles, write_atomically, write_safetensors_in_turn};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::config::TrainConfig;
 use crate::folder::{discard, is_partial, remove, replace_folder};
@@ -44,6 +47,9 @@ pub(crate) struct TrainingState {
     pub(crate) tokens: u64,
     /// Seconds of training.
     pub(crate) seconds: f64,
+    /// Seconds of them in which steps waited for their batches.
+    #[serde(default)]
+    pub(crate) data_wait_seconds: f64,
     /// Mean loss of all trained heads on the batches that the checkpoint is judged by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) validation_loss: Option<f64>,
@@ -66,11 +72,23 @@ impl TrainingState {
             skipped_in_a_row: 0,
             tokens: 0,
             seconds: 0.0,
+            data_wait_seconds: 0.0,
             validation_loss: None,
             corpus_sha256: corpus_sha256.to_owned(),
             trunk_sha256: None,
             config: config.clone(),
         }
+    }
+
+    /// A number that recipes and texts that differ do not have in common.
+    pub(crate) fn fingerprint(&self) -> Result<i64, Error> {
+        let mut hash = Sha256::new();
+        for (key, value) in recipe::flatten(&self.config)? {
+            hash.update(format!("{key}={value}\n"));
+        }
+        hash.update(&self.corpus_sha256);
+        let bytes: [u8; 32] = hash.finalize().into();
+        Ok(i64::from_le_bytes(std::array::from_fn(|place| bytes[place])))
     }
 
     /// Refuses to go on with another recipe or corpus than the checkpoint at `path` was made with.
@@ -119,11 +137,13 @@ pub(crate) struct Loaded<M> {
 #[derive(Debug)]
 pub(crate) struct Checkpoints {
     folder: PathBuf,
+    /// Steps of those that were found damaged.
+    damaged: RefCell<BTreeSet<u64>>,
 }
 
 impl Checkpoints {
     pub(crate) fn new(folder: PathBuf) -> Self {
-        Self { folder }
+        Self { folder, damaged: RefCell::default() }
     }
 
     /// Steps of all checkpoints, the newest first.
@@ -161,17 +181,25 @@ impl Checkpoints {
             write_atomically(&folder.join(TRAINING), &json)?;
             checksums::write(folder)
         })?;
+        self.damaged.borrow_mut().remove(&state.step);
         for name in self.names()?.iter().filter(|name| is_partial(name)) {
             remove(&self.folder.join(name))?;
         }
         Ok(path)
     }
 
-    /// Removes all checkpoints of steps up to `last` but the newest `keep` and the best. Those of later
-    /// steps, which were passed over as damaged, do not count.
+    /// Steps up to `last` whose checkpoints were not found damaged, the newest first.
+    fn usable(&self, last: u64) -> Result<Vec<u64>, Error> {
+        let mut steps = self.steps()?;
+        steps.retain(|&step| step <= last && !self.damaged.borrow().contains(&step));
+        Ok(steps)
+    }
+
+    /// Removes all checkpoints of steps up to `last` but the newest `keep` and the best. Those that were
+    /// passed over as damaged do not count, and stay as they are.
     pub(crate) fn prune(&self, last: u64, keep: usize) -> Result<(), Error> {
         let best = self.best(last)?;
-        for step in self.steps()?.into_iter().filter(|&step| step <= last).skip(keep) {
+        for step in self.usable(last)?.into_iter().skip(keep) {
             if best != Some(step) {
                 discard(&self.path(step))?;
             }
@@ -183,8 +211,7 @@ impl Checkpoints {
     /// `last`; `None` where none was judged. One that cannot be read is not the best.
     pub(crate) fn best(&self, last: u64) -> Result<Option<u64>, Error> {
         let loss = |step: u64| read_state(&self.path(step)).ok()?.validation_loss;
-        let steps = self.steps()?.into_iter().filter(|&step| step <= last);
-        let judged = steps.filter_map(|step| Some((loss(step)?, step)));
+        let judged = self.usable(last)?.into_iter().filter_map(|step| Some((loss(step)?, step)));
         Ok(judged.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, step)| step))
     }
 
@@ -208,6 +235,7 @@ impl Checkpoints {
                         "checkpoint {} is damaged and passed over: {error}",
                         path.display()
                     );
+                    self.damaged.borrow_mut().insert(step);
                     first_problem.get_or_insert(error.to_string());
                 }
             }

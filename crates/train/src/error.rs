@@ -133,6 +133,17 @@ pub enum Error {
         /// The newest checkpoint whose weights had a finite gradient, if it is of a whole model.
         before: Option<PathBuf>,
     },
+    /// Processes that would not train the same.
+    #[error(
+        "rank {rank} {message}: start all processes with one recipe, and let all see the same --out \
+         and text"
+    )]
+    Apart {
+        /// The process that differs.
+        rank: usize,
+        /// In what.
+        message: String,
+    },
     /// Optimiser state that doesn't fit the model.
     #[error("optimizer state of `{name}`: {message}")]
     State {

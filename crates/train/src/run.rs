@@ -9,7 +9,7 @@ use std::time::Instant;
 use foretoken_dist::ProcessGroup;
 use foretoken_heads::{MultiTokenModel, Registry};
 use foretoken_trunk::io::SafetensorsFiles;
-use tch::Device;
+use tch::{Device, Tensor};
 
 use crate::checkpoint::{Checkpoints, HEADS, Loaded, TrainingState, save_model};
 use crate::config::{HeadTraining, TrainConfig};
@@ -244,7 +244,28 @@ impl Setup<'_> {
         saved: Option<&SafetensorsFiles>,
     ) -> Result<Trainer, Error> {
         let Self { config, options, out, corpus, .. } = self;
+        if let Some(group) = &options.group {
+            agree(group, &state)?;
+        }
         Trainer::new(config, corpus, model, state, saved, out, options)
+    }
+}
+
+/// Refuses to train where this process and rank 0 do not begin with the same.
+fn agree(group: &ProcessGroup, state: &TrainingState) -> Result<(), Error> {
+    let own = [state.step as i64, state.updates as i64, state.fingerprint()?];
+    let first = Tensor::f_from_slice(&own)?;
+    group.broadcast(&first, 0)?;
+    let first = Vec::<i64>::try_from(&first)?;
+    let apart = |message: String| Err(Error::Apart { rank: group.rank(), message });
+    match (&own, first.as_slice()) {
+        ([step, ..], [of_first, ..]) if step != of_first => {
+            apart(format!("goes on from step {step}, and rank 0 from step {of_first}"))
+        }
+        (own, first) if own.as_slice() != first => {
+            apart("has another recipe, text or checkpoint than rank 0".to_owned())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -269,6 +290,10 @@ impl Run<'_> {
             replace_folder(&self.model_dir, |dir| save_model(&trainer.model, tokenizer, dir))?;
             validation_loss = trainer.validation_loss()?;
             trainer.clear()?;
+            let good = validation_loss.iter().all(|loss| loss.is_finite());
+            if good && trainer.state.skipped_in_a_row == 0 {
+                self.prune(trainer.state.step)?;
+            }
         }
         let state = &self.trainer.state;
         Ok(TrainOutcome {
@@ -283,7 +308,7 @@ impl Run<'_> {
             skipped_steps: state.step - state.updates,
             tokens_seen: state.tokens,
             seconds: state.seconds,
-            data_wait_seconds: self.trainer.waited().as_secs_f64(),
+            data_wait_seconds: state.data_wait_seconds,
             parameters: self.trainer.parameter_count(),
             validation_loss,
             peak_memory_bytes: peak_memory_bytes(),
@@ -292,8 +317,8 @@ impl Run<'_> {
 
     /// Takes the steps that are left and returns that of the newest checkpoint.
     ///
-    /// Whether a checkpoint is good shows in the next step, whose gradient is finite; only then do
-    /// older ones go. Among steps without one nothing is written, because nothing moves.
+    /// Whether a checkpoint is good shows in the next step, whose gradient is finite, or at the end in
+    /// the validation; only then do older ones go. Among steps without one nothing is written, because nothing moves.
     fn steps(&mut self, metrics: &Path) -> Result<Option<u64>, Error> {
         let first = self.trainer.state.step;
         let mut watch = self.first.then(|| self.watch(metrics)).transpose()?;
@@ -329,13 +354,9 @@ impl Run<'_> {
             watch.progress.finish();
             watch.flush()?;
         }
-        let state = &self.trainer.state;
-        let (step, moved) = (state.step, state.skipped_in_a_row == 0);
+        let step = self.trainer.state.step;
         if step > 0 && saved != Some(step) {
             saved = Some(self.save()?);
-        }
-        if self.trainer.finished() && moved {
-            self.prune(step)?;
         }
         Ok(saved)
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use foretoken_data::{Batches, Prefetch, TokenBatch, Tokenizer};
 use foretoken_dist::{Destination, ProcessGroup};
@@ -139,10 +139,12 @@ impl Trainer {
         let began = Instant::now();
         let step = self.state.step;
         let (index, round) = place(step, self.config.data.batches);
+        let waited = self.ahead.waited();
         let batch = match self.ahead.next() {
             Some(batch) => batch?,
             None => self.batches.batch(index)?,
         };
+        let waited = self.ahead.waited().saturating_sub(waited);
         let losses = match &self.objective {
             Objective::Together(loss) => {
                 let (heads, steps) = (self.config.heads.count, self.config.train.steps);
@@ -166,6 +168,7 @@ impl Trainer {
         state.step += 1;
         state.tokens += seen;
         state.seconds += seconds;
+        state.data_wait_seconds += waited.as_secs_f64();
         state.updates = self.optimizer.updates();
         state.skipped_in_a_row = if report.updated { 0 } else { state.skipped_in_a_row + 1 };
         if !report.updated && self.group.as_ref().is_none_or(|group| group.rank() == 0) {
@@ -269,11 +272,6 @@ impl Trainer {
                 Ok(self.model.save_heads_for(&folder.join(HEADS), known)?)
             }
         }
-    }
-
-    /// How long steps of this process waited for their batches.
-    pub(crate) fn waited(&self) -> Duration {
-        self.ahead.waited()
     }
 
     /// Numbers that are trained.

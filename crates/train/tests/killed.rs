@@ -82,6 +82,8 @@ fn a_training_that_is_killed_twenty_times_comes_to_the_same_bits() {
         kept = found;
         let names = if kept > 0 { place.names("killed/checkpoints") } else { Vec::new() };
         in_saves += usize::from(names.iter().any(|name| name.starts_with('.')));
+        let there = names.iter().filter(|name| name.starts_with("step-")).count() as u64;
+        assert!(there >= 3.min(kept / 3), "older ones are lost: {names:?}");
         // Each that is there is whole.
         for name in names.iter().filter(|name| name.starts_with("step-")) {
             verify(&place.path("killed/checkpoints").join(name));

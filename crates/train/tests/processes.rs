@@ -165,13 +165,21 @@ fn hash(model: &MultiTokenModel) -> String {
 struct Ranks(Vec<Child>);
 
 impl Ranks {
-    fn start(size: usize, role: &str, more: &[(&str, &str)]) -> Self {
+    fn start(size: usize, role: &str, more: &[(&'static str, &str)]) -> Self {
+        let more: Vec<(&'static str, String)> =
+            more.iter().map(|&(name, value)| (name, value.to_owned())).collect();
+        Self::each(&vec![more; size], role)
+    }
+
+    /// Ranks that are told what `more` has for each.
+    fn each<M: AsRef<[(&'static str, String)]>>(more: &[M], role: &str) -> Self {
+        let size = more.len();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let rank = |rank: usize| {
             Command::new(env::current_exe().unwrap())
                 .args(["--exact", "member", "--nocapture", "--test-threads=1"])
                 .env(ROLE, role)
-                .envs(more.iter().copied())
+                .envs(more[rank].as_ref().iter().map(|(name, value)| (name, value)))
                 .env("RANK", rank.to_string())
                 .env("WORLD_SIZE", size.to_string())
                 .env("MASTER_ADDR", "127.0.0.1")
@@ -335,4 +343,49 @@ fn when_a_rank_is_killed_the_others_end_and_name_it() {
     assert_eq!(outputs[0].status.code(), Some(1));
     let text = String::from_utf8_lossy(&outputs[0].stderr);
     assert!(text.contains("rank 1"), "{text}");
+}
+
+#[test]
+fn parts_of_packed_documents_and_few_bits_add_up_over_processes() {
+    let place = Place::new();
+    let exact = "train.steps=6 train.batch=4 train.accumulate=2 data.documents=packed \
+                 train.precision=float64 optimizer.schedule=constant";
+    let rounded = "train.steps=6 train.batch=4 train.accumulate=2 train.precision=bfloat16";
+    for (name, sets, bound) in [("exact", exact, 1e-9), ("rounded", rounded, 0.05)] {
+        let list: Vec<&str> = sets.split_whitespace().collect();
+        let (one, two) = (format!("{name}-1"), format!("{name}-2"));
+        place.train(&one, &list).unwrap();
+        for output in run(&place, &two, 2, &list.join(" ")).end() {
+            said(&output);
+        }
+        for ((step, a), (_, b)) in place.losses(&one).iter().zip(place.losses(&two)) {
+            let near = a.iter().zip(&b).all(|(a, b)| (a - b).abs() < bound);
+            assert!(near, "{name}, step {step}: {a:?} and {b:?}");
+        }
+    }
+}
+
+#[test]
+fn processes_that_do_not_begin_with_the_same_are_refused_by_rank() {
+    let place = Place::new();
+    place.train("here", &["train.steps=4", "train.batch=2"]).unwrap();
+    let text = place.path("text.txt");
+    let (here, elsewhere) = (place.path("here"), place.path("elsewhere"));
+    let sets = "train.steps=6 train.batch=2";
+    let other = "train.steps=6 train.batch=2 train.keep=7";
+    for (out, sets_of_1, problem) in [
+        (&elsewhere, sets, "rank 1 goes on from step 0, and rank 0 from step 4"),
+        (&here, other, "rank 1 has another recipe, text or checkpoint than rank 0"),
+    ] {
+        let more = |out: &Path, sets: &str| {
+            [(OUT, out), (TEXT, &text), (SETS, Path::new(sets))]
+                .map(|(name, value)| (name, value.to_str().unwrap().to_owned()))
+        };
+        let outputs = Ranks::each(&[more(&here, sets), more(out, sets_of_1)], "train").end();
+        for output in outputs {
+            assert_eq!(output.status.code(), Some(1));
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(text.contains(problem), "{text}");
+        }
+    }
 }

@@ -43,6 +43,11 @@ pub(crate) fn check(workspace: &Workspace, libtorch: &Libtorch) -> Result<()> {
         let found =
             training.losses(name, || process::run(&mut training.torchrun(&torchrun, name)?))?;
         compare(name, &alone, &found)?;
+    } else {
+        eprintln!(
+            "torchrun is passed over: there is none in target/peers/venv (`cargo xtask bench --peer \
+             pytorch` makes it)"
+        );
     }
     Ok(())
 }
