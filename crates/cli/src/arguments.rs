@@ -63,7 +63,8 @@ pub(crate) enum DeviceName {
         OUT/model is the finished model, OUT/checkpoints the last three states, OUT/metrics.jsonl \
         a line a step; with --tensorboard the same figures lie in OUT/tensorboard, where \
         `tensorboard --logdir OUT` reads them. Ctrl-C saves and prints the command that goes on; the result is then the \
-        same, bit for bit, as that of a run that was never interrupted.",
+        same, bit for bit, as that of a run that was never interrupted, with the same number of \
+        processes and threads.",
     after_help = "Examples:\n  \
         foretoken train --config crates/experiments/configs/tiny.toml\n  \
         foretoken train --config tiny.toml --set data.path=notes/ --set heads.count=4 --out runs/notes\n  \

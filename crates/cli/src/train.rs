@@ -32,6 +32,7 @@ pub(crate) fn run(arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
     // One process that a launcher started is one process.
     let group = place.filter(|place| place.size > 1);
     let group = group.map(|place| connect(&place, device, arguments.patience)).transpose()?;
+    let several = group.is_some();
     let first = group.as_ref().is_none_or(|group| group.rank() == 0);
     let options = TrainOptions {
         group,
@@ -55,9 +56,10 @@ pub(crate) fn run(arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
         }
         let _ = writeln!(
             std::io::stderr(),
-            "stopped after step {} of {}; go on with: {}",
+            "stopped after step {} of {}; go on{} with: {}",
             outcome.steps,
             config.train.steps,
+            if several { ", by the launcher that started this," } else { "" },
             go_on(arguments, &out)
         );
         return Ok(ExitCode::FAILURE);
