@@ -72,13 +72,6 @@ struct Links {
     nccl: Option<native::Group>,
 }
 
-/// Where the tensors of a collective are.
-#[derive(Clone, Copy)]
-enum Memory {
-    Cpu,
-    Gpu,
-}
-
 impl ProcessGroup {
     /// Joins the group that `place` describes, and returns when all ranks are there and connected.
     ///
@@ -181,7 +174,8 @@ impl ProcessGroup {
     ///
     /// # Errors
     /// When the tensor isn't one that Gloo sends (dense, contiguous, in the CPU's memory, or in a
-    /// GPU's where these are connected, of a number's kind, not empty), when `root` isn't in the group, or when a rank fails.
+    /// GPU's where these are connected, of a number's kind, not empty), when `root` isn't in the group,
+    /// or when a rank fails.
     pub fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
         if root >= self.size() {
             return Err(argument("root", root, format!("less than the size, {}", self.size())));
@@ -264,7 +258,7 @@ impl ProcessGroup {
     /// # Errors
     /// When a rank fails.
     pub fn barrier(&self) -> Result<()> {
-        self.begin("barrier", Memory::Cpu, native::Group::barrier)?.wait()
+        self.begin("barrier", Device::Cpu, native::Group::barrier)?.wait()
     }
 
     /// Tells the other ranks that this one fails, and why, so that they end at once and say so. Not
@@ -302,22 +296,21 @@ impl ProcessGroup {
         if let Some(problem) = problem(tensor) {
             return Err(Error::Tensor { collective, problem });
         }
-        let memory = if tensor.device() == Device::Cpu { Memory::Cpu } else { Memory::Gpu };
-        self.begin(collective, memory, start)
+        self.begin(collective, tensor.device(), start)
     }
 
     fn begin(
         &self,
         collective: &'static str,
-        memory: Memory,
+        place: Device,
         start: impl FnOnce(&mut native::Group) -> std::result::Result<native::Work, Message>,
     ) -> Result<Work> {
         self.check()?;
         let mut native = self.inner.native.lock().unwrap_or_else(PoisonError::into_inner);
         let over = || Message("the group has ended".to_owned());
-        let link = native.as_mut().ok_or_else(over).and_then(|links| match memory {
-            Memory::Cpu => Ok(&mut links.gloo),
-            Memory::Gpu => links.nccl.as_mut().ok_or_else(|| {
+        let link = native.as_mut().ok_or_else(over).and_then(|links| match place {
+            Device::Cpu => Ok(&mut links.gloo),
+            _ => links.nccl.as_mut().ok_or_else(|| {
                 let message =
                     "the tensor is in a GPU's memory, but the ranks' GPUs are not connected";
                 Message(message.to_owned())

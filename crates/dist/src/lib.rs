@@ -18,8 +18,8 @@
 //!   30 s".
 //!
 //! Tensors are in the CPU's memory; with the feature `nccl` and
-//! [`connect_gpus`](ProcessGroup::connect_gpus) they may be in a GPU's. A program that several processes run looks like this; here with
-//! a group of one:
+//! [`connect_gpus`](ProcessGroup::connect_gpus) they may be in a GPU's. A program that several
+//! processes run looks like this; here with a group of one:
 //!
 //! ```
 //! use std::time::Duration;

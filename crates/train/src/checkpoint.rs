@@ -188,18 +188,18 @@ impl Checkpoints {
         Ok(path)
     }
 
-    /// Steps up to `last` whose checkpoints were not found damaged, the newest first.
-    fn usable(&self, last: u64) -> Result<Vec<u64>, Error> {
+    /// Steps whose checkpoints were not found damaged, the newest first.
+    pub(crate) fn usable(&self) -> Result<Vec<u64>, Error> {
         let mut steps = self.steps()?;
-        steps.retain(|&step| step <= last && !self.damaged.borrow().contains(&step));
+        steps.retain(|step| !self.damaged.borrow().contains(step));
         Ok(steps)
     }
 
-    /// Removes all checkpoints of steps up to `last` but the newest `keep` and the best. Those that were
-    /// passed over as damaged do not count, and stay as they are.
-    pub(crate) fn prune(&self, last: u64, keep: usize) -> Result<(), Error> {
-        let best = self.best(last)?;
-        for step in self.usable(last)?.into_iter().skip(keep) {
+    /// Removes all checkpoints but the newest `keep` and the best. Those that were passed over as
+    /// damaged do not count, and stay as they are.
+    pub(crate) fn prune(&self, keep: usize) -> Result<(), Error> {
+        let best = self.best()?;
+        for step in self.usable()?.into_iter().skip(keep) {
             if best != Some(step) {
                 discard(&self.path(step))?;
             }
@@ -207,11 +207,11 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The step of the checkpoint with the lowest loss on the validation split, of those up to step
-    /// `last`; `None` where none was judged. One that cannot be read is not the best.
-    pub(crate) fn best(&self, last: u64) -> Result<Option<u64>, Error> {
+    /// The step of the checkpoint with the lowest loss on the validation split; `None` where none
+    /// was judged. One that cannot be read is not the best.
+    pub(crate) fn best(&self) -> Result<Option<u64>, Error> {
         let loss = |step: u64| read_state(&self.path(step)).ok()?.validation_loss;
-        let judged = self.usable(last)?.into_iter().filter_map(|step| Some((loss(step)?, step)));
+        let judged = self.usable()?.into_iter().filter_map(|step| Some((loss(step)?, step)));
         Ok(judged.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, step)| step))
     }
 

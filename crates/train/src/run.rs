@@ -245,28 +245,27 @@ impl Setup<'_> {
     ) -> Result<Trainer, Error> {
         let Self { config, options, out, corpus, .. } = self;
         if let Some(group) = &options.group {
-            agree(group, &state)?;
+            begin_alike(group, &state)?;
         }
         Trainer::new(config, corpus, model, state, saved, out, options)
     }
 }
 
 /// Refuses to train where this process and rank 0 do not begin with the same.
-fn agree(group: &ProcessGroup, state: &TrainingState) -> Result<(), Error> {
+fn begin_alike(group: &ProcessGroup, state: &TrainingState) -> Result<(), Error> {
     let own = [state.step as i64, state.updates as i64, state.fingerprint()?];
-    let first = Tensor::f_from_slice(&own)?;
-    group.broadcast(&first, 0)?;
-    let first = Vec::<i64>::try_from(&first)?;
-    let apart = |message: String| Err(Error::Apart { rank: group.rank(), message });
-    match (&own, first.as_slice()) {
-        ([step, ..], [of_first, ..]) if step != of_first => {
-            apart(format!("goes on from step {step}, and rank 0 from step {of_first}"))
-        }
-        (own, first) if own.as_slice() != first => {
-            apart("has another recipe, text or checkpoint than rank 0".to_owned())
-        }
-        _ => Ok(()),
-    }
+    let sent = Tensor::f_from_slice(&own)?;
+    group.broadcast(&sent, 0)?;
+    let mut first = [0; 3];
+    sent.f_copy_data(&mut first, own.len())?;
+    let message = if own[0] != first[0] {
+        format!("goes on from step {}, and rank 0 from step {}", own[0], first[0])
+    } else if own != first {
+        "has another recipe, text or checkpoint than rank 0".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::Apart { rank: group.rank(), message })
 }
 
 struct Run<'a> {
@@ -292,17 +291,14 @@ impl Run<'_> {
             trainer.clear()?;
             let good = validation_loss.iter().all(|loss| loss.is_finite());
             if good && trainer.state.skipped_in_a_row == 0 {
-                self.prune(trainer.state.step)?;
+                self.prune()?;
             }
         }
         let state = &self.trainer.state;
         Ok(TrainOutcome {
             model_dir: self.model_dir,
             checkpoint: saved.map(|step| self.checkpoints.path(step)),
-            best_checkpoint: self
-                .checkpoints
-                .best(state.step)?
-                .map(|step| self.checkpoints.path(step)),
+            best_checkpoint: self.checkpoints.best()?.map(|step| self.checkpoints.path(step)),
             interrupted,
             steps: state.step,
             skipped_steps: state.step - state.updates,
@@ -318,12 +314,13 @@ impl Run<'_> {
     /// Takes the steps that are left and returns that of the newest checkpoint.
     ///
     /// Whether a checkpoint is good shows in the next step, whose gradient is finite, or at the end in
-    /// the validation; only then do older ones go. Among steps without one nothing is written, because nothing moves.
+    /// the validation; only then do older ones go. Among steps without one nothing is written, because
+    /// nothing moves.
     fn steps(&mut self, metrics: &Path) -> Result<Option<u64>, Error> {
         let first = self.trainer.state.step;
         let mut watch = self.first.then(|| self.watch(metrics)).transpose()?;
         let mut saved = (first > 0).then_some(first);
-        let (mut due, mut in_doubt) = (false, saved);
+        let (mut due, mut in_doubt) = (false, saved.is_some());
         let began = Instant::now();
         while !self.trainer.finished() && !self.trainer.agree(self.should_stop(began))? {
             let line = self.trainer.step().inspect_err(|_| {
@@ -335,10 +332,9 @@ impl Run<'_> {
             if let Some(watch) = &mut watch {
                 watch.step(&line)?;
             }
-            if line.updated
-                && let Some(step) = in_doubt.take()
-            {
-                self.prune(step)?;
+            if in_doubt && line.updated {
+                self.prune()?;
+                in_doubt = false;
             }
             let every = self.config.train.checkpoint_every;
             due |= every > 0 && line.step % every == 0;
@@ -347,7 +343,7 @@ impl Run<'_> {
                     watch.flush()?;
                 }
                 saved = Some(self.save()?);
-                (due, in_doubt) = (false, saved);
+                (due, in_doubt) = (false, true);
             }
         }
         if let Some(watch) = &mut watch {
@@ -361,10 +357,10 @@ impl Run<'_> {
         Ok(saved)
     }
 
-    /// Removes checkpoints that the recipe does not keep, now that the one of `step` is good.
-    fn prune(&self, step: u64) -> Result<(), Error> {
+    /// Removes checkpoints that the recipe does not keep, now that the newest is good.
+    fn prune(&self) -> Result<(), Error> {
         match self.first {
-            true => self.checkpoints.prune(step, self.config.train.keep),
+            true => self.checkpoints.prune(self.config.train.keep),
             false => Ok(()),
         }
     }
@@ -376,7 +372,7 @@ impl Run<'_> {
         let whole = self.config.heads.train == HeadTraining::Together;
         let good =
             |known: Vec<u64>| known.into_iter().find(|known| known + u64::from(steps) < step);
-        let newest = self.checkpoints.steps().ok().filter(|_| whole).and_then(good);
+        let newest = self.checkpoints.usable().ok().filter(|_| whole).and_then(good);
         Error::Diverged { step, steps, before: newest.map(|step| self.checkpoints.path(step)) }
     }
 
