@@ -8,18 +8,40 @@ use std::path::Path;
 
 /// Type and number of the heads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Written")]
 pub struct HeadsConfig {
     /// A name of the registry; heads beyond the first are of this type. Head 0 is always the stock
     /// model's last layer.
-    #[serde(rename = "type", default = "default_kind")]
+    #[serde(rename = "type")]
     pub kind: String,
     /// n, the tokens predicted at each position; 1 is the next-token baseline.
     pub count: usize,
     /// Where heads leap: head i predicts the token `offsets[i] + 1` after its position. None for
     /// heads that predict one token after the other.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     offsets: Option<Vec<usize>>,
+}
+
+/// As a file has it, where nobody has checked the offsets.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    #[serde(rename = "type", default = "default_kind")]
+    kind: String,
+    count: usize,
+    offsets: Option<Vec<usize>>,
+}
+
+impl TryFrom<Written> for HeadsConfig {
+    type Error = Error;
+
+    fn try_from(written: Written) -> Result<Self> {
+        let heads = Self::new(written.kind, written.count);
+        match written.offsets {
+            Some(offsets) => heads.with_offsets(offsets),
+            None => Ok(heads),
+        }
+    }
 }
 
 impl HeadsConfig {
@@ -63,14 +85,6 @@ impl HeadsConfig {
     pub fn drafting(&self) -> usize {
         let Some(offsets) = &self.offsets else { return self.count };
         offsets.iter().enumerate().take_while(|&(head, &offset)| offset == head).count()
-    }
-
-    /// As read from a file, where nobody has checked the offsets.
-    pub(crate) fn checked(mut self) -> Result<Self> {
-        match self.offsets.take() {
-            Some(offsets) => self.with_offsets(offsets),
-            None => Ok(self),
-        }
     }
 }
 
@@ -133,9 +147,7 @@ impl ModelConfig {
                 return Err(wrong(problem).into());
             }
             heads = serde_json::from_value(own.get("heads").cloned().unwrap_or_default())
-                .map_err(|error| error.to_string())
-                .and_then(|heads: HeadsConfig| heads.checked().map_err(|error| error.to_string()))
-                .map_err(|problem| wrong(format!("foretoken.heads: {problem}")))?;
+                .map_err(|error| wrong(format!("foretoken.heads: {error}")))?;
             let layers = own.get("layers").and_then(Value::as_u64).filter(|&n| n < 1 << 16);
             architecture.layers = layers
                 .ok_or_else(|| wrong("foretoken.layers must be a number of layers".into()))?

@@ -30,10 +30,10 @@ impl HeadsFile {
     /// Type and count of the heads; `None` in a file that does not say.
     pub(crate) fn heads(&self) -> Result<Option<HeadsConfig>> {
         let Some(text) = self.files.metadata(HEADS) else { return Ok(None) };
-        let wrong =
-            |problem| TrunkError::format(&self.path, format!("its metadata {HEADS}: {problem}"));
-        let heads = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
-        Ok(Some(HeadsConfig::checked(heads).map_err(|error| wrong(error.to_string()))?))
+        let heads = serde_json::from_str(text).map_err(|error| {
+            TrunkError::format(&self.path, format!("its metadata {HEADS}: {error}"))
+        })?;
+        Ok(Some(heads))
     }
 
     /// Refuses heads that were trained on another model.
