@@ -258,9 +258,13 @@ impl<'r> Run<'r> {
         )];
         if heads.draft_vocabulary > 0 {
             notes.push(format!(
-                "Drafts are chosen among the {} most frequent tokens of the training text; what is \
-                 drafted is verified with the whole vocabulary.",
-                heads.draft_vocabulary
+                "Drafts are chosen among {} tokens, {}; what is drafted is verified with the whole \
+                 vocabulary.",
+                heads.draft_vocabulary,
+                match heads.targets {
+                    foretoken_train::TargetKind::Model => "those that the model expects most",
+                    foretoken_train::TargetKind::Text => "the most frequent of the training text",
+                }
             ));
         }
         if self.other.is_none() {

@@ -124,8 +124,9 @@ pub struct HeadsSection {
     /// What heads that are trained alone learn to predict.
     #[serde(default)]
     pub targets: TargetKind,
-    /// Heads that are trained alone choose their drafts among so many tokens, the most frequent of
-    /// the training text; 0 for the whole vocabulary.
+    /// Heads that are trained alone choose their drafts among so many tokens: those that the model
+    /// expects most in the training text, or where targets are the text's its most frequent; 0 for
+    /// the whole vocabulary.
     #[serde(default)]
     pub draft_vocabulary: usize,
     /// How the heads of a step run.
@@ -529,6 +530,23 @@ impl TrainConfig {
     /// Tokens in a row of a batch: the sequence and, behind it, what its targets reach to.
     pub fn columns(&self) -> usize {
         self.train.sequence + self.loss.objective(self.heads.count).reach()
+    }
+
+    /// Sequences of a batch that each of `processes` works on.
+    ///
+    /// # Errors
+    /// When a batch cannot be divided equally among them.
+    pub fn rows_of_each(&self, processes: usize) -> Result<usize, Error> {
+        let (batch, parts) = (self.train.batch, self.train.accumulate);
+        let divides = processes > 0 && batch.is_multiple_of(processes * parts);
+        recipe::require(divides, "train.batch", || match parts {
+            1 => format!("{batch} sequences cannot be divided equally among {processes} processes"),
+            _ => format!(
+                "{batch} sequences cannot be divided equally among {processes} processes of \
+                 train.accumulate = {parts} parts each"
+            ),
+        })?;
+        Ok(batch / processes)
     }
 
     /// Tokens that one step learns from: those that head 0 predicts.

@@ -53,6 +53,7 @@ mod checkpoint;
 mod checksums;
 mod config;
 mod corpus;
+mod draft_tokens;
 mod error;
 mod flops;
 mod folder;

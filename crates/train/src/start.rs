@@ -1,14 +1,13 @@
 //! Where a training starts: from seeded weights or from a pretrained model.
 
-use std::collections::HashMap;
-
 use foretoken_data::Tokenizer;
 use foretoken_heads::{ModelConfig, ModelSource, MultiTokenModel, Registry};
 use tch::{Device, Kind};
 
 use crate::Error;
-use crate::config::{HeadTraining, TrainConfig};
+use crate::config::{HeadTraining, TargetKind, TrainConfig};
 use crate::corpus::Corpus;
+use crate::draft_tokens::frequent;
 use crate::recipe::require;
 
 /// The tokenizer of a recipe, and the pretrained model that it came with.
@@ -27,7 +26,8 @@ impl Start {
     }
 
     /// The model before the first step, with its heads. By `corpus` the tokens of a draft vocabulary
-    /// are chosen.
+    /// are chosen, unless the model's own expectations are learned
+    /// ([`expected`](crate::draft_tokens::expected)).
     pub(crate) fn model(
         &self,
         config: &TrainConfig,
@@ -61,7 +61,7 @@ impl Start {
         }
         if config.heads.train == HeadTraining::Alone {
             let most = config.heads.draft_vocabulary;
-            if most > 0 {
+            if most > 0 && config.heads.targets == TargetKind::Text {
                 model.set_draft_vocabulary(Some(frequent(corpus, most)?))?;
             }
             model.freeze_stock(true);
@@ -69,26 +69,3 @@ impl Start {
         Ok(model)
     }
 }
-
-/// The most frequent tokens of the training text, each corpus by its weight; among equally frequent
-/// ones those of the lower ids.
-fn frequent(corpus: &Corpus, most: usize) -> Result<Vec<u32>, Error> {
-    let mut shares = HashMap::<u32, f64>::new();
-    for (shard, weight) in corpus.train() {
-        let mut counts = HashMap::<u32, u64>::new();
-        for start in (0..shard.len()).step_by(COUNTED) {
-            for token in shard.tokens(start..(start + COUNTED).min(shard.len()))? {
-                *counts.entry(token).or_default() += 1;
-            }
-        }
-        for (token, count) in counts {
-            *shares.entry(token).or_default() += weight * count as f64 / shard.len() as f64;
-        }
-    }
-    let mut shares: Vec<(u32, f64)> = shares.into_iter().collect();
-    shares.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    Ok(shares.into_iter().take(most).map(|(token, _)| token).collect())
-}
-
-/// Tokens that are read at a time.
-const COUNTED: usize = 1 << 20;

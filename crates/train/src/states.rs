@@ -7,7 +7,7 @@ use foretoken_data::Tokenizer;
 use foretoken_heads::MultiTokenModel;
 use foretoken_loss::{FrozenStates, FrozenTrunkLoss};
 use foretoken_trunk::io::{read_safetensors, write_safetensors};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::Error;
 use crate::config::TrainConfig;
@@ -34,9 +34,10 @@ impl StateCache {
         config: &TrainConfig,
         tokenizer: &Tokenizer,
         folder: PathBuf,
+        device: Device,
     ) -> Result<Self, Error> {
         let (batch, seed) = (config.train.batch, config.train.seed);
-        let written = WrittenText::new(&config.data, tokenizer, batch, seed);
+        let written = WrittenText::new(&config.data, tokenizer, batch, seed, device);
         let rounds = config.data.batches > 0 && config.train.steps > config.data.batches;
         if !rounds && written.is_none() {
             return Ok(Self { folder: None, written: None });

@@ -13,9 +13,9 @@ use foretoken_trunk::io::SafetensorsFiles;
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{HEADS, TrainingState, save_model};
-use crate::config::{HeadTraining, TrainConfig};
+use crate::config::{HeadTraining, TargetKind, TrainConfig};
 use crate::corpus::{Corpus, Counted};
-use crate::recipe::require;
+use crate::draft_tokens::expected;
 use crate::states::StateCache;
 use crate::{Error, Optimizer, StepMetrics, TrainOptions, schedule_factor};
 
@@ -60,7 +60,7 @@ impl Trainer {
     pub(crate) fn new(
         config: &TrainConfig,
         corpus: &Corpus,
-        model: MultiTokenModel,
+        mut model: MultiTokenModel,
         state: TrainingState,
         saved: Option<&SafetensorsFiles>,
         out: &Path,
@@ -68,7 +68,7 @@ impl Trainer {
     ) -> Result<Self, Error> {
         let (registry, group) = (&options.registry, options.group.as_ref());
         let precision = config.train.precision;
-        let copy = match precision.products() {
+        let mut copy = match precision.products() {
             same if same == precision.weights() => None,
             fewer => Some(model.in_kind(fewer, registry)?),
         };
@@ -76,6 +76,7 @@ impl Trainer {
             HeadTraining::Together => model.parameters(),
             HeadTraining::Alone => model.head_parameters(),
         };
+        let batches = corpus.batches(config)?;
         let objective = match config.heads.train {
             HeadTraining::Together => {
                 let parts = config.train.accumulate as f64;
@@ -84,7 +85,17 @@ impl Trainer {
                 Objective::Together(loss.with_execution(config.heads.execution.into()))
             }
             HeadTraining::Alone => {
-                let cache = StateCache::new(config, &corpus.tokenizer, out.join("states"))?;
+                let (tokenizer, folder) = (&corpus.tokenizer, out.join("states"));
+                let cache = StateCache::new(config, tokenizer, folder, options.device)?;
+                let most = config.heads.draft_vocabulary;
+                if saved.is_none() && most > 0 && config.heads.targets == TargetKind::Model {
+                    let read = |index| tensor(&batches.batch(index)?);
+                    let computing = copy.as_ref().unwrap_or(&model);
+                    let tokens = expected(computing, &cache, &read, distinct(config), most)?;
+                    for model in std::iter::once(&mut model).chain(&mut copy) {
+                        model.set_draft_vocabulary(Some(tokens.clone()))?;
+                    }
+                }
                 Objective::Alone(FrozenTrunkLoss::new(config.heads.targets.into()), cache)
             }
         };
@@ -104,7 +115,6 @@ impl Trainer {
         if let Some(saved) = saved {
             optimizer.restore_from(saved, state.updates)?;
         }
-        let batches = corpus.batches(config)?;
         let validation = corpus.validation(config)?;
         let (steps, rounds) = (config.train.steps, config.data.batches);
         let places = (state.step..steps).map(move |step| place(step, rounds).0);
@@ -348,16 +358,16 @@ impl Means {
 /// The rows of a batch that this process works on.
 fn rows(config: &TrainConfig, group: Option<&ProcessGroup>) -> Result<Range<usize>, Error> {
     let (rank, size) = group.map_or((0, 1), |group| (group.rank(), group.size()));
-    let (batch, parts) = (config.train.batch, config.train.accumulate);
-    require(batch.is_multiple_of(size * parts), "train.batch", || match parts {
-        1 => format!("{batch} sequences cannot be divided equally among {size} processes"),
-        _ => format!(
-            "{batch} sequences cannot be divided equally among {size} processes of \
-             train.accumulate = {parts} parts each"
-        ),
-    })?;
-    let each = batch / size;
+    let each = config.rows_of_each(size)?;
     Ok(rank * each..(rank + 1) * each)
+}
+
+/// Batches that a training sees, each counted once.
+fn distinct(config: &TrainConfig) -> u64 {
+    match config.data.batches {
+        0 => config.train.steps,
+        rounds => rounds.min(config.train.steps),
+    }
 }
 
 /// The batch of a step, and how often all had been seen, where a training goes round in `rounds`

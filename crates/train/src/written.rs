@@ -4,13 +4,15 @@ use foretoken_data::Tokenizer;
 use foretoken_decode::{RowsOptions, write_rows};
 use foretoken_heads::MultiTokenModel;
 use foretoken_loss::FrozenStates;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::Error;
 use crate::config::DataSection;
 
 /// Rows that are written at once: a pass costs little more for so many than for one.
-const ROWS: usize = 128;
+fn rows_at_once(device: Device) -> usize {
+    if device.is_cuda() { 1024 } else { 128 }
+}
 
 /// Which batches of the rounds of a training are in the model's own words.
 #[derive(Debug)]
@@ -36,6 +38,7 @@ impl WrittenText {
         tokenizer: &Tokenizer,
         batch: usize,
         seed: u64,
+        device: Device,
     ) -> Option<Self> {
         let rows = batch.max(1) as f64 * data.generated;
         (data.generated > 0.0).then(|| Self {
@@ -46,7 +49,7 @@ impl WrittenText {
             temperature: data.temperature,
             seed,
             batches: data.batches,
-            group: (ROWS as f64 / rows).floor().max(1.0) as u64,
+            group: (rows_at_once(device) as f64 / rows).floor().max(1.0) as u64,
         })
     }
 
@@ -159,14 +162,15 @@ mod tests {
     fn the_share_of_written_batches_is_that_of_the_recipe() {
         for share in [0.25, 0.5, 0.7, 1.0] {
             let data = DataSection { generated: share, batches: 100, ..DataSection::default() };
-            let text = WrittenText::new(&data, &Tokenizer::bytes(), 8, 1).unwrap();
+            let text = WrittenText::new(&data, &Tokenizer::bytes(), 8, 1, Device::Cpu).unwrap();
             let written: Vec<u64> = (0..100).filter(|&index| text.is_written(index)).collect();
             assert_eq!(written.len(), (100.0 * share).round() as usize);
             for index in written {
                 let group = text.group_of(index);
-                assert!(group.contains(&index) && group.len() * 8 <= ROWS + 8, "{group:?}");
+                assert!(group.contains(&index) && group.len() * 8 <= 128 + 8, "{group:?}");
             }
         }
-        assert!(WrittenText::new(&DataSection::default(), &Tokenizer::bytes(), 8, 1).is_none());
+        let nothing = DataSection::default();
+        assert!(WrittenText::new(&nothing, &Tokenizer::bytes(), 8, 1, Device::Cpu).is_none());
     }
 }

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use foretoken_heads::MultiTokenModel;
 use foretoken_train::{Error, TrainConfig, TrainOptions, train};
+use tch::{Device, Kind};
 
 use common::Place;
 
@@ -311,9 +313,34 @@ fn heads_that_are_trained_alone_learn_and_leave_the_model_as_it_is() {
 }
 
 #[test]
+fn drafts_are_chosen_among_the_most_frequent_tokens_where_the_text_is_learned() {
+    let place = Place::new();
+    let chosen = |targets: &str| {
+        let targets = format!("heads.targets={targets}");
+        let sets = ["train.steps=2", "heads.draft_vocabulary=12", &targets];
+        let config = on_a_pretrained_model(&place, &sets);
+        train(&config, &place.path(&targets), &TrainOptions::default()).unwrap();
+        let model = place.path(&targets).join("model");
+        let model = MultiTokenModel::load(&model, Kind::Float, Device::Cpu).unwrap();
+        model.draft_vocabulary().unwrap().tokens().to_vec()
+    };
+    let mut counts = [0; 264];
+    fs::read(place.path("text.txt")).unwrap().iter().for_each(|&b| counts[usize::from(b)] += 1);
+    let tokens = chosen("text");
+    let count = |token: u32| counts[token as usize];
+    let rarest = tokens.iter().map(|&token| count(token)).min().unwrap();
+    let others = (0..256).filter(|token| !tokens.contains(token)).map(count).max().unwrap();
+    // Parts of the text are held back from the training.
+    assert!(tokens.len() == 12 && 10 * rarest > 9 * others, "{rarest} and {others}: {tokens:?}");
+    assert_eq!(chosen("model").len(), 12);
+}
+
+#[test]
 fn heads_that_go_on_come_to_the_same_bits() {
     let place = Place::new();
-    for (name, sets) in [("round", vec!["data.batches=4"]), ("once", vec![])] {
+    let few = ["heads.draft_vocabulary=20", "data.batches=4", "data.generated=0.5"];
+    let written = [&few[..], &["data.prompt_tokens=4"]].concat();
+    for (name, sets) in [("round", vec!["data.batches=4"]), ("once", vec![]), ("few", written)] {
         let config = on_a_pretrained_model(&place, &sets);
         let (whole, parts) = (format!("{name}-whole"), format!("{name}-parts"));
         train(&config, &place.path(&whole), &TrainOptions::default()).unwrap();
