@@ -1,8 +1,11 @@
 //! `cargo xtask launch`: several processes of one training on this machine.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::net::TcpListener;
 use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +23,8 @@ const GRACE: Duration = Duration::from_secs(30);
 /// Options of `cargo xtask launch`.
 #[derive(Args)]
 pub(crate) struct LaunchArguments {
-    /// How many processes; each is told its rank and where to meet as torchrun would tell it
+    /// How many processes; each is told its rank and where to meet as torchrun would tell it, and its
+    /// share of the cores (`OMP_NUM_THREADS`, unless it is set)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     processes: u16,
     /// The program and its arguments after `--`; `foretoken` is this workspace's, built first
@@ -37,14 +41,41 @@ pub(crate) fn run(workspace: &Workspace, arguments: &LaunchArguments) -> Result<
         build_release(workspace, "foretoken-cli", &libtorch)?;
     }
     // Ctrl-C reaches every process of the terminal: the training saves and ends, and we wait.
-    ctrlc::set_handler(|| {}).context("cannot wait for Ctrl-C")?;
-    together(usize::from(arguments.processes), || {
+    let stopped = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&stopped);
+    ctrlc::set_handler(move || stop.store(true, Ordering::Relaxed))
+        .context("cannot wait for Ctrl-C")?;
+    let ended = together(usize::from(arguments.processes), || {
         let mut command = if own { foretoken(workspace, &libtorch) } else { Command::new(program) };
         command.args(rest);
         Ok(command)
-    })?;
-    Ok(ExitCode::SUCCESS)
+    });
+    match ended {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        // Processes that stop when they are asked to do not end well, but not by a fault either.
+        Err(error) if stopped.load(Ordering::Relaxed) && error.is::<EndedBadly>() => {
+            eprintln!("stopped: all {} processes have ended", arguments.processes);
+            Ok(ExitCode::FAILURE)
+        }
+        Err(error) => Err(error),
+    }
 }
+
+/// All processes have ended, not all of them well.
+#[derive(Debug)]
+struct EndedBadly {
+    /// The first that did not.
+    rank: usize,
+    status: ExitStatus,
+}
+
+impl fmt::Display for EndedBadly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} failed first ({})", self.rank, self.status)
+    }
+}
+
+impl std::error::Error for EndedBadly {}
 
 /// Starts `size` processes of one training, each of them what `make` gives and told its rank, and
 /// waits until all have ended; an error where one of them failed.
@@ -112,7 +143,7 @@ impl Children {
         }
         match failed {
             None => Ok(()),
-            Some((rank, status, _)) => bail!("rank {rank} failed first ({status})"),
+            Some((rank, status, _)) => Err(EndedBadly { rank, status }.into()),
         }
     }
 }
@@ -140,6 +171,7 @@ mod tests {
         assert!(start(&["exit 0", "sleep 0.1"]).wait().is_ok());
         let error = start(&["sleep 0.3", "exit 3", "sleep 0.3; exit 4"]).wait().unwrap_err();
         assert!(error.to_string().starts_with("rank 1 failed first"), "{error}");
+        assert!(error.is::<EndedBadly>());
     }
 
     #[test]

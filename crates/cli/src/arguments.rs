@@ -71,19 +71,19 @@ pub(crate) enum DeviceName {
         foretoken train --config tiny.toml --out runs/notes --set train.steps=400 --resume"
 )]
 pub(crate) struct TrainArguments {
-    /// The config
+    /// The recipe
     #[arg(long, value_name = "FILE.toml")]
     pub(crate) config: PathBuf,
-    /// Change a key of the config, such as train.steps=40; may be given again
+    /// Change a key of the recipe, such as train.steps=40; may be given again
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub(crate) set: Vec<String>,
     /// Go on from the newest checkpoint in --out; start at step 0 where there is none
     #[arg(long)]
     pub(crate) resume: bool,
-    /// The run's folder [default: runs/ and the config's name]
+    /// The run's folder [default: runs/ and the recipe's name]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// The folder of a corpus that the config names, when not where set-up puts it
+    /// The folder of a corpus that the recipe names, when not where set-up puts it
     #[arg(long, value_name = "DIR")]
     pub(crate) corpus: Option<PathBuf>,
     /// The folder of the corpus' token shards, so that runs share them [default: OUT/shards]

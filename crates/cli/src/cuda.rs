@@ -26,8 +26,8 @@ pub(crate) fn load() -> anyhow::Result<()> {
     let Some(folder) = places().into_iter().find(|folder| folder.join(CUDA_PART).is_file()) else {
         bail!(
             "--device cuda: {CUDA_PART} of libtorch {VERSION} was not found; point \
-             FORETOKEN_TORCH_LIB at its folder (`torch/lib` of an installed PyTorch {VERSION}), or \
-             leave the option out"
+             FORETOKEN_TORCH_LIB at its folder (`torch/lib` of an installed PyTorch {VERSION}), \
+             fetch it by `cargo xtask setup --cuda`, or leave the option out"
         );
     };
     check_version(&folder)?;

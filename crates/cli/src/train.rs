@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use foretoken_dist::{Environment, Limits, ProcessGroup};
@@ -31,6 +32,7 @@ pub(crate) fn run(arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
     let device = device_of(arguments.device, place.as_ref().map_or(0, |place| place.local_rank))?;
     // One process that a launcher started is one process.
     let group = place.filter(|place| place.size > 1);
+    config.rows_of_each(group.as_ref().map_or(1, |place| place.size))?;
     let group = group.map(|place| connect(&place, device, arguments.patience)).transpose()?;
     let several = group.is_some();
     let first = group.as_ref().is_none_or(|group| group.rank() == 0);
@@ -73,12 +75,30 @@ fn connect(place: &Environment, device: Device, patience: u64) -> anyhow::Result
         ProcessGroup::supports_gpus()?;
     }
     let limits = Limits { collective: Duration::from_secs(patience), ..Limits::default() };
-    let group = ProcessGroup::connect(place, limits)?;
+    let group = saying_that_we_wait(place, || ProcessGroup::connect(place, limits))?;
     if let Device::Cuda(gpu) = device {
         group.connect_gpus(gpu).inspect_err(|error| group.fail(&error.to_string()))?;
     }
     Ok(group)
 }
+
+/// Says where the others are waited for when `meet` takes a while: they have ten minutes.
+fn saying_that_we_wait<R>(place: &Environment, meet: impl FnOnce() -> R) -> R {
+    let (done, waiting) = mpsc::channel::<()>();
+    let Environment { rank, size, host, port, .. } = place;
+    let line = format!("rank {rank} of {size} waits for the others, who meet at {host}:{port}");
+    std::thread::spawn(move || {
+        if waiting.recv_timeout(UNSAID) == Err(RecvTimeoutError::Timeout) {
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
+    });
+    let met = meet();
+    drop(done);
+    met
+}
+
+/// How long waiting for other processes is no news.
+const UNSAID: Duration = Duration::from_secs(5);
 
 fn out_folder(arguments: &TrainArguments) -> PathBuf {
     arguments.out.clone().unwrap_or_else(|| {

@@ -106,8 +106,15 @@ fn syntax_error(name: &str, text: &str, error: &toml::de::Error) -> Error {
     Error::Config { name: format!("{name}, line {line}"), message: one_line(error.message()) }
 }
 
+/// The reader's message on one line, its types in words that a recipe's writer knows.
 fn one_line(message: &str) -> String {
-    message.split_whitespace().collect::<Vec<_>>().join(" ")
+    let word = |word| match word {
+        "u64" | "usize" | "u32" => "a whole number of 0 or more",
+        "i64" => "a whole number",
+        "f64" => "a number",
+        word => word,
+    };
+    message.split_whitespace().map(word).collect::<Vec<_>>().join(" ")
 }
 
 /// Puts one `section.key=value` into the table. The value is TOML; what isn't is a string.
@@ -540,6 +547,18 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_is_divided_equally_among_processes_and_parts() {
+        let config = parse(SMALL, "r.toml", &["train.batch=12".to_owned()]).unwrap();
+        assert_eq!((config.rows_of_each(1).unwrap(), config.rows_of_each(4).unwrap()), (12, 3));
+        for (processes, accumulate) in [(5, 1), (0, 1), (4, 2)] {
+            let sets = ["train.batch=12".to_owned(), format!("train.accumulate={accumulate}")];
+            let config = parse(SMALL, "r.toml", &sets).unwrap();
+            let error = config.rows_of_each(processes).unwrap_err().to_string();
+            assert!(error.starts_with("`train.batch`: 12"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_curriculum_needs_a_step_for_each_head() {
         let message = error(SMALL, &["train.steps=1", "loss.curriculum=forward"]);
         assert!(message.starts_with("`loss.curriculum`"), "{message}");
@@ -569,6 +588,14 @@ mod tests {
     #[test]
     fn wrong_types_missing_keys_and_broken_syntax_take_one_line_with_the_place() {
         assert!(error(SMALL, &["train.steps=many"]).contains("steps"));
+        for (set, expected) in [
+            ("train.steps=many", "a whole number of 0 or more"),
+            ("optimizer.clip=\"much\"", "a number"),
+            ("loss.z_loss=true", "a number"),
+        ] {
+            let message = error(SMALL, &[set]);
+            assert!(message.contains(&format!("expected {expected}")), "{set}: {message}");
+        }
         assert!(error(SMALL, &["optimizer.type=sgd"]).contains("muon"));
         assert!(error(SMALL, &["train=3"]).contains("train=3"));
         assert!(error("[train]\nsteps = 4\nbatch = 1\nsequence = 2\n", &[]).contains("model"));

@@ -317,7 +317,12 @@ impl Run<'_> {
     /// the validation; only then do older ones go. Among steps without one nothing is written, because
     /// nothing moves.
     fn steps(&mut self, metrics: &Path) -> Result<Option<u64>, Error> {
-        let first = self.trainer.state.step;
+        let (first, steps) = (self.trainer.state.step, self.config.train.steps);
+        if self.first && first > steps {
+            tracing::warn!(
+                "nothing is left to do: step {first} is done, and train.steps is {steps}"
+            );
+        }
         let mut watch = self.first.then(|| self.watch(metrics)).transpose()?;
         let mut saved = (first > 0).then_some(first);
         let (mut due, mut in_doubt) = (false, saved.is_some());
