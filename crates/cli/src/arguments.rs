@@ -127,7 +127,8 @@ pub(crate) enum DecodingName {
     long_about = "Continue a prompt.\n\n\
         The model's heads draft the next tokens and the next forward pass verifies them all at \
         once, so the text is that of plain decoding, sooner. The first steps of a text measure \
-        whether drafts pay, and leave out those that do not; --decoding speculative takes them all. \
+        whether drafts, and alternatives beside them, pay, and leave out those that do not; \
+        --decoding speculative takes them all. \
         Greedy unless a temperature is \
         given. It stops at the end-of-text token, at a stop text, at --max-new-tokens or at the \
         end of the model's context, and says which on stderr.\n\n\
@@ -167,6 +168,10 @@ pub(crate) struct GenerateArguments {
     /// Heads to decode with, 1 to the model's own count [default: all]
     #[arg(long, value_name = "K")]
     pub(crate) heads: Option<usize>,
+    /// Verify up to so many tokens beside the drafts, each in place of one, 0 to 16: what the heads
+    /// think next likely. The text is the same
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(..=16))]
+    pub(crate) alternatives: u8,
     /// Draw tokens at random: below 1 favours likely ones, above 1 evens them out
     #[arg(long, value_name = "T")]
     pub(crate) temperature: Option<f64>,

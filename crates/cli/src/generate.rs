@@ -100,6 +100,7 @@ fn options(
         decoding,
         end_of_text,
         sampling,
+        alternatives: usize::from(arguments.alternatives),
         record_gaps: false,
     })
 }

@@ -11,7 +11,7 @@ use foretoken_trunk::{Architecture, Block};
 use tch::{Device, Kind, Tensor};
 
 use crate::cpu_told::Told;
-use crate::engine::Engine;
+use crate::engine::{Drafts, Engine, Other};
 use crate::{DecoderOptions, DraftPrecision, Result};
 
 /// Rows of a prompt that go through the model together: a multiple of the kernels' tile of 6, and
@@ -46,7 +46,7 @@ pub(crate) fn build(
         embedding: model.trunk().embed_tokens.shallow_clone(),
         norm: model.final_norm().shallow_clone(),
         unembedding: model.unembedding().shallow_clone(),
-        drafts: model.draft_vocabulary().map(Drafts::of),
+        drafts: model.draft_vocabulary().map(Choices::of),
     };
     Ok(Some(engine(&plan, parts, ends)?))
 }
@@ -66,7 +66,7 @@ pub(crate) fn build_from(
         embedding: trunk.embed_tokens,
         norm: final_norm,
         unembedding,
-        drafts: draft_vocabulary.as_ref().map(Drafts::of),
+        drafts: draft_vocabulary.as_ref().map(Choices::of),
     };
     drop(draft_vocabulary);
     Ok(Ok(engine(&plan, parts, ends)?))
@@ -122,16 +122,16 @@ struct Ends {
     embedding: Tensor,
     norm: Tensor,
     unembedding: Tensor,
-    drafts: Option<Drafts>,
+    drafts: Option<Choices>,
 }
 
 /// What drafts are chosen from.
-struct Drafts {
+struct Choices {
     tokens: Vec<u32>,
     unembedding: Tensor,
 }
 
-impl Drafts {
+impl Choices {
     fn of(vocabulary: &DraftVocabulary) -> Self {
         let unembedding = vocabulary.unembedding().shallow_clone();
         Self { tokens: vocabulary.tokens().to_vec(), unembedding }
@@ -269,7 +269,11 @@ struct CpuEngine<T> {
     drafting_unembedding: Option<Unembedding<T>>,
     /// The tokens that its outputs stand for, where they are not all.
     drafts: Vec<u32>,
-    drafted: Vec<u32>,
+    drafted: Drafts,
+    /// The places of the others of the last pass.
+    places: Vec<usize>,
+    /// The logarithm of how likely the heads think that the drafts so far are all right.
+    certainty: f64,
     workspace: Workspace<T>,
     /// Head 0's choice after each row of the last pass that went the whole way.
     best: Vec<u32>,
@@ -338,10 +342,11 @@ impl<T: Weight> CpuEngine<T> {
                 None => {}
             }
         }
+        let others = if *heads > 1 { MOST_OTHERS } else { 0 };
         let room = Room {
             // Heads that are told tokens read the last rows of the pass before again.
-            rows: PREFILL_ROWS.max(*heads) + told.as_ref().map_or(0, |_| *heads),
-            outputs: *heads,
+            rows: PREFILL_ROWS.max(heads + others) + told.as_ref().map_or(0, |_| *heads),
+            outputs: heads + others,
             positions: sizes.context,
             threads: plan.threads,
         };
@@ -353,7 +358,14 @@ impl<T: Weight> CpuEngine<T> {
         Ok(Self {
             embedding,
             dim: shape.dim,
-            caches: weights.iter().map(|block| block.cache(sizes.context)).collect(),
+            caches: weights
+                .iter()
+                .enumerate()
+                .map(|(index, block)| {
+                    let verifies = if index <= plan.trunk { others } else { 0 };
+                    block.cache(sizes.context).with_others(verifies)
+                })
+                .collect(),
             weights,
             trunk: plan.trunk,
             dense,
@@ -362,20 +374,27 @@ impl<T: Weight> CpuEngine<T> {
             unembedding: exact,
             drafting_unembedding: drafting,
             drafts,
-            drafted: Vec::with_capacity(*heads),
+            drafted: Drafts::default(),
+            places: Vec::with_capacity(MOST_OTHERS),
+            certainty: 0.0,
             workspace,
             rows: 0,
             outputs: 0,
         })
     }
 
-    /// Passes `tokens` through the trunk and head 0, the last `outputs` of them the whole way.
-    fn pass(&mut self, tokens: &[u32], outputs: usize) -> &[u32] {
-        for (r, &token) in tokens.iter().enumerate() {
+    /// Passes `tokens` through the trunk and head 0, the last `outputs` of them the whole way, and
+    /// `others` beside them, where all go it.
+    fn pass(&mut self, tokens: &[u32], others: &[Other], outputs: usize) -> &[u32] {
+        let all = tokens.iter().copied().chain(others.iter().map(|other| other.token));
+        for (r, token) in all.enumerate() {
             let row = self.workspace.input(r);
             embed(&self.embedding, &self.unembedding, self.dim, token, row);
         }
+        self.places.clear();
+        self.places.extend(others.iter().map(|other| other.head));
         let rows = tokens.len();
+        let beside = rows..rows + others.len();
         self.rows = rows;
         self.outputs = outputs;
         let (trunk, heads) = self.weights.split_at(self.trunk);
@@ -384,17 +403,21 @@ impl<T: Weight> CpuEngine<T> {
         let (early_caches, trunk_caches) = trunk_caches.split_at_mut(early);
         if let Some(told) = &mut self.told {
             told.forget(early_caches.first().unwrap_or(&head_caches[0]).len(), heads.len());
+            told.forget_others();
             self.workspace.run(Pass {
                 rows,
+                others: &self.places,
                 trunk: Blocks { weights: &trunk[..early], caches: early_caches },
                 heads: Blocks { weights: &[], caches: &mut [] },
                 outputs: 0,
                 unembedding: &self.unembedding,
             });
             (0..rows).for_each(|r| told.push_told(self.workspace.hidden(r)));
+            beside.clone().for_each(|r| told.others_told(self.workspace.hidden(r)));
         }
         let best = self.workspace.run(Pass {
             rows,
+            others: &self.places,
             trunk: Blocks { weights: &trunk[early..], caches: trunk_caches },
             heads: Blocks { weights: &heads[..1], caches: &mut head_caches[..1] },
             outputs,
@@ -404,6 +427,7 @@ impl<T: Weight> CpuEngine<T> {
         self.best.extend(best);
         if let Some(told) = &mut self.told {
             (0..rows).for_each(|r| told.push_hidden(self.workspace.hidden(r)));
+            beside.for_each(|r| told.others_hidden(self.workspace.hidden(r)));
         }
         &self.best
     }
@@ -424,6 +448,7 @@ impl<T: Weight> CpuEngine<T> {
         }
         let pass = Pass {
             rows,
+            others: &[],
             trunk: Blocks { weights: &[], caches: &mut [] },
             heads: Blocks {
                 weights: std::slice::from_ref(&self.weights[at]),
@@ -435,9 +460,29 @@ impl<T: Weight> CpuEngine<T> {
         self.workspace.run_told(pass, &told.heads[index - 1]).first().copied()
     }
 
+    /// Notes head `index`'s draft, place `best` of what it chooses from, and at most `others` tokens
+    /// that it likes next, by its logits in row `row` of the workspace.
+    fn note(&mut self, index: usize, row: usize, best: u32, others: usize) -> u32 {
+        let named = |place: u32| self.drafts.get(place as usize).copied().unwrap_or(place);
+        let token = named(best);
+        self.drafted.tokens.push(token);
+        if others > 0 {
+            let drafting = self.drafting_unembedding.as_ref().unwrap_or(&self.unembedding);
+            let logits = &self.workspace.logits(row)[..drafting.product.outputs()];
+            let (own, next) = runners_up(logits, best as usize, others);
+            let before = self.certainty;
+            self.drafted.others.extend(next.map(|(place, likelihood)| Other {
+                head: index,
+                token: named(place as u32),
+                likelihood: before + likelihood,
+            }));
+            self.certainty += own;
+        }
+        token
+    }
+
     /// Drafts one token after the other, each told to the heads behind.
-    fn draft_told(&mut self, heads: usize) -> &[u32] {
-        self.drafted.clear();
+    fn draft_told(&mut self, heads: usize, others: usize) {
         let known = self.caches[self.trunk].len();
         let mut token = self.best.last().copied().unwrap_or(0);
         for index in 1..=heads {
@@ -450,6 +495,7 @@ impl<T: Weight> CpuEngine<T> {
             };
             self.workspace.run(Pass {
                 rows: 1,
+                others: &[],
                 trunk: Blocks { weights, caches: &mut self.caches[..told.blocks] },
                 heads: Blocks { weights: &[], caches: &mut [] },
                 outputs: 0,
@@ -457,8 +503,7 @@ impl<T: Weight> CpuEngine<T> {
             });
             told.push_told(self.workspace.hidden(0));
             let Some(best) = self.tell(index, true) else { break };
-            token = self.drafts.get(best as usize).copied().unwrap_or(best);
-            self.drafted.push(token);
+            token = self.note(index, 0, best, others);
         }
         // What was told of drafts is for this step alone; so are the rows that read it.
         if let Some(told) = &mut self.told {
@@ -469,7 +514,6 @@ impl<T: Weight> CpuEngine<T> {
                 cache.truncate(known.saturating_sub(index));
             }
         }
-        &self.drafted
     }
 
     /// Passes the trunk's output on to heads 1 to `heads`, its last `outputs` rows the whole way.
@@ -484,6 +528,7 @@ impl<T: Weight> CpuEngine<T> {
         let drafting = self.trunk + 1..self.trunk + 1 + heads;
         let pass = Pass {
             rows: self.rows,
+            others: &[],
             trunk: Blocks { weights: &[], caches: &mut [] },
             heads: Blocks {
                 weights: &self.weights[drafting.clone()],
@@ -495,6 +540,37 @@ impl<T: Weight> CpuEngine<T> {
         self.workspace.run(pass)
     }
 }
+
+/// The logarithm of the probability of `best`, and the places and logarithms of those of at most
+/// `count` others, the likeliest first, by the softmax of `logits`.
+fn runners_up<T: Real>(
+    logits: &[T],
+    best: usize,
+    count: usize,
+) -> (f64, impl Iterator<Item = (usize, f64)>) {
+    let top = logits.get(best).map_or(0.0, |logit| logit.to_f64());
+    // What is less likely than one in 10¹³ does not matter, and most tokens are.
+    let near = logits.iter().map(|logit| logit.to_f64() - top).filter(|&below| below > -30.0);
+    let total: f64 = near.map(f64::exp).sum();
+    let scale = total.ln();
+    let mut next: Vec<(usize, f64)> = Vec::with_capacity(count + 1);
+    for (place, logit) in logits.iter().enumerate() {
+        let logit = logit.to_f64();
+        let full = next.len() == count;
+        if place == best || (full && next.last().is_none_or(|&(_, least)| logit <= least)) {
+            continue;
+        }
+        if full {
+            next.pop();
+        }
+        let at = next.partition_point(|&(_, larger)| larger >= logit);
+        next.insert(at, (place, logit));
+    }
+    (-scale, next.into_iter().map(move |(place, logit)| (place, logit - top - scale)))
+}
+
+/// Most rows of a pass that stand in place of drafts.
+const MOST_OTHERS: usize = 16;
 
 /// Writes the embedding of `token` to `row`.
 fn embed<T: Weight>(
@@ -559,7 +635,7 @@ impl<T: Weight> Engine for CpuEngine<T> {
         let chunk = PREFILL_ROWS;
         let last = tokens.len().saturating_sub(1) / chunk * chunk;
         for start in (0..last).step_by(chunk) {
-            self.pass(&tokens[start..start + chunk], 0);
+            self.pass(&tokens[start..start + chunk], &[], 0);
             if self.told.is_some() {
                 for index in 1..=drafting {
                     self.tell(index, false);
@@ -568,14 +644,16 @@ impl<T: Weight> Engine for CpuEngine<T> {
                 self.heads(drafting, 0);
             }
         }
-        Ok(self.pass(&tokens[last..], 1).first().copied().unwrap_or(0))
+        Ok(self.pass(&tokens[last..], &[], 1).first().copied().unwrap_or(0))
     }
 
-    fn verify(&mut self, tokens: &[u32]) -> Result<&[u32]> {
-        Ok(self.pass(tokens, tokens.len()))
+    fn verify(&mut self, tokens: &[u32], others: &[Other]) -> Result<&[u32]> {
+        Ok(self.pass(tokens, others, tokens.len()))
     }
 
-    fn keep(&mut self, rows: usize) {
+    fn keep(&mut self, rows: usize, other: Option<usize>) {
+        let other = other.map(|other| (other, self.rows + other));
+        let best_behind = other.and_then(|(_, row)| self.best.get(row).copied());
         let taken_back = self.rows - rows;
         let kept = self.caches[0].len() - taken_back;
         self.outputs = self.outputs.saturating_sub(taken_back);
@@ -587,22 +665,35 @@ impl<T: Weight> Engine for CpuEngine<T> {
         if let Some(told) = &mut self.told {
             told.truncate(kept);
         }
+        let Some((other, row)) = other else { return };
+        for cache in &mut self.caches[..=self.trunk] {
+            cache.take_other(other);
+        }
+        if let Some(told) = &mut self.told {
+            told.take_other(other);
+        }
+        self.workspace.move_row(row, rows);
+        self.best.extend(best_behind);
+        self.rows += 1;
+        self.outputs += 1;
     }
 
-    fn draft(&mut self, heads: usize) -> Result<&[u32]> {
+    fn draft(&mut self, heads: usize, others: usize) -> Result<&Drafts> {
+        let others = others.min(MOST_OTHERS);
+        self.drafted.tokens.clear();
+        self.drafted.others.clear();
+        self.certainty = 0.0;
         if self.told.is_some() {
-            return Ok(self.draft_told(heads));
+            self.draft_told(heads, others);
+        } else {
+            let best = self.heads(heads, 1).to_vec();
+            for (row, best) in best.into_iter().enumerate() {
+                self.note(row + 1, row, best, others);
+            }
         }
-        if self.drafts.is_empty() {
-            return Ok(self.heads(heads, 1));
-        }
-        let mut drafted = std::mem::take(&mut self.drafted);
-        drafted.clear();
-        drafted.extend_from_slice(self.heads(heads, 1));
-        for token in &mut drafted {
-            *token = self.drafts[*token as usize];
-        }
-        self.drafted = drafted;
+        let likelier = |a: &Other, b: &Other| b.likelihood.total_cmp(&a.likelihood);
+        self.drafted.others.sort_by(likelier);
+        self.drafted.others.truncate(others);
         Ok(&self.drafted)
     }
 

@@ -20,12 +20,16 @@ pub(crate) struct Told<T> {
     hidden: Vec<T>,
     /// What is told of the same positions, and of drafts behind them.
     states: Vec<T>,
+    /// The same two of the rows of the last pass that stood in place of others.
+    others: [Vec<T>; 2],
 }
 
 impl<T: Real> Told<T> {
     pub(crate) fn new(blocks: usize, dim: usize) -> Self {
         let (trunk, heads) = (Vec::new(), Vec::new());
-        Self { blocks, trunk, heads, dim, start: 0, hidden: Vec::new(), states: Vec::new() }
+        let (hidden, states) = (Vec::new(), Vec::new());
+        let others = [Vec::new(), Vec::new()];
+        Self { blocks, trunk, heads, dim, start: 0, hidden, states, others }
     }
 
     /// Lets go what `heads` heads have no more use for before a pass that begins at position `next`.
@@ -45,6 +49,28 @@ impl<T: Real> Told<T> {
     /// Takes a row of what is told.
     pub(crate) fn push_told(&mut self, row: &[T]) {
         self.states.extend_from_slice(row);
+    }
+
+    /// Sets aside what is told of a row that stands in place of another.
+    pub(crate) fn others_told(&mut self, row: &[T]) {
+        self.others[1].extend_from_slice(row);
+    }
+
+    /// Sets aside the trunk output of a row that stands in place of another.
+    pub(crate) fn others_hidden(&mut self, row: &[T]) {
+        self.others[0].extend_from_slice(row);
+    }
+
+    /// Forgets what was set aside.
+    pub(crate) fn forget_others(&mut self) {
+        self.others.iter_mut().for_each(Vec::clear);
+    }
+
+    /// Takes the rows of one of the others behind the last position.
+    pub(crate) fn take_other(&mut self, other: usize) {
+        for (rows, others) in [&mut self.hidden, &mut self.states].into_iter().zip(&self.others) {
+            rows.extend_from_slice(&others[other * self.dim..][..self.dim]);
+        }
     }
 
     /// Forgets all positions from `len` on.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use foretoken_heads::{ModelConfig, MultiTokenModel};
 
 use crate::cpu_engine;
-use crate::engine::Engine;
+use crate::engine::{Engine, Other};
 use crate::pace::Pace;
 use crate::sampler::Sampler;
 use crate::tensor_engine::{Held, TensorEngine};
@@ -125,33 +125,45 @@ impl<'m> Decoder<'m> {
         // A pass brings its drafts and one token more; the first token comes before that.
         let drafting = (heads - 1).min(text.limit.saturating_sub(2));
         let first = self.engine.prefill(prompt, drafting)?;
-        let mut outcome = text.extend(self.engine.as_mut(), &[first], 0)?;
+        let mut outcome = text.extend(self.engine.as_mut(), &[first], &[0], 0)?;
         text.generation.prefill = start.elapsed();
         let decoding = Instant::now();
         let mut pass = Vec::with_capacity(heads);
-        let mut best = Vec::with_capacity(heads);
+        let (mut best, mut others) = (Vec::with_capacity(heads), Vec::new());
+        let mut rows = Vec::with_capacity(heads);
         let mut pace = match options.decoding {
-            Decoding::Adaptive { .. } => Pace::adaptive(drafting),
-            _ => Pace::steady(drafting),
+            Decoding::Adaptive { .. } => Pace::adaptive(drafting, options.alternatives),
+            _ => Pace::steady(drafting, options.alternatives),
         };
         while outcome.is_continue() {
             // The last token and the drafts of those after it.
             pass.clear();
             pass.extend(text.generation.tokens.last());
+            others.clear();
             let began = Instant::now();
             let drafts = pace.drafting().min(text.left() - 1);
             if drafts > 0 {
                 let verified = pace.verifying().min(drafts);
-                pass.extend_from_slice(&self.engine.draft(drafts)?[..verified]);
+                let drafted =
+                    self.engine.draft(drafts, if verified > 0 { pace.others() } else { 0 })?;
+                pass.extend_from_slice(&drafted.tokens[..verified]);
+                others.extend_from_slice(&drafted.others);
             }
             let drafted = Instant::now();
             best.clear();
-            best.extend_from_slice(self.engine.verify(&pass)?);
+            best.extend_from_slice(self.engine.verify(&pass, &others)?);
             let agree = pass[1..].iter().zip(&best).take_while(|(draft, own)| draft == own);
-            let accepted = agree.count();
-            pace.observe(pass.len() - 1, accepted, drafted - began, drafted.elapsed());
-            outcome = text.extend(self.engine.as_mut(), &best[..=accepted], accepted)?;
-            self.engine.keep(1 + accepted);
+            let agree = agree.count();
+            // The draft behind these is not head 0's choice; another that heads thought of may be.
+            let right = |other: &Other| (other.head, other.token) == (agree + 1, best[agree]);
+            let other = others.iter().position(right);
+            let accepted = agree + usize::from(other.is_some());
+            rows.clear();
+            rows.extend((0..=agree).chain(other.map(|other| pass.len() + other)));
+            let seconds = (drafted - began, drafted.elapsed());
+            pace.observe(pass.len() - 1, !others.is_empty(), accepted, seconds.0, seconds.1);
+            outcome = text.extend(self.engine.as_mut(), &best, &rows, accepted)?;
+            self.engine.keep(1 + agree, other);
         }
         text.generation.decode = decoding.elapsed();
         Ok(text.generation)
@@ -201,21 +213,22 @@ struct Text<'o> {
 }
 
 impl Text<'_> {
-    /// Takes what a pass brought: head 0's `best` tokens, the first `accepted` of which were drafted.
-    /// Breaks at the end of the text.
+    /// Takes what a pass brought: head 0's `best` tokens at some of its `rows`, the first `accepted` of
+    /// which were drafted. Breaks at the end of the text.
     fn extend(
         &mut self,
         engine: &mut dyn Engine,
         best: &[u32],
+        rows: &[usize],
         accepted: usize,
     ) -> Result<ControlFlow<()>> {
         self.generation.forward_passes += 1;
-        for (row, &token) in best.iter().enumerate() {
-            let token = self.choose(engine, row, token)?;
-            let head = if row < accepted { row + 1 } else { 0 };
+        for (brought, &row) in rows.iter().enumerate() {
+            let token = self.choose(engine, row, best[row])?;
+            let head = if brought < accepted { brought + 1 } else { 0 };
             self.generation.tokens.push(token);
             self.generation.drafted_by.push(head);
-            self.generation.accepted[row] += 1;
+            self.generation.accepted[brought] += 1;
             let stopped_by = if (self.on_tokens)(&[token], &[head]).is_break() {
                 StoppedBy::StopText
             } else if self.options.end_of_text.contains(&token) {

@@ -2,6 +2,25 @@
 
 use crate::Result;
 
+/// What heads draft behind a text.
+#[derive(Debug, Default)]
+pub(crate) struct Drafts {
+    /// The best tokens of heads 1, 2, …
+    pub(crate) tokens: Vec<u32>,
+    /// What they like next, the likeliest first.
+    pub(crate) others: Vec<Other>,
+}
+
+/// A token that may stand in place of a draft.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Other {
+    /// The head whose draft it may stand for, from 1: the token's row of the pass that verifies it.
+    pub(crate) head: usize,
+    pub(crate) token: u32,
+    /// The logarithm of how likely the heads think it, and that the drafts before are right.
+    pub(crate) likelihood: f64,
+}
+
 /// A model with the caches of one text.
 ///
 /// [`Engine::prefill`] and [`Engine::verify`] append positions. The latter's may be taken back by
@@ -14,19 +33,23 @@ pub(crate) trait Engine {
     /// returns head 0's best token after its end.
     fn prefill(&mut self, tokens: &[u32], drafting: usize) -> Result<u32>;
 
-    /// Appends `tokens` and returns head 0's best token after each of them.
-    fn verify(&mut self, tokens: &[u32]) -> Result<&[u32]>;
+    /// Appends `tokens` and returns head 0's best token after each of them, then after each of
+    /// `others`, which stand in place of the tokens at their rows.
+    fn verify(&mut self, tokens: &[u32], others: &[Other]) -> Result<&[u32]>;
 
-    /// Takes back all but the first `rows` tokens of the last [`Engine::verify`].
-    fn keep(&mut self, rows: usize);
+    /// Takes back all but the first `rows` tokens of the last [`Engine::verify`], and appends that of
+    /// its `others`, which stood behind these.
+    fn keep(&mut self, rows: usize, other: Option<usize>);
 
-    /// Returns the best tokens of heads 1 to `heads` after the last token.
+    /// Returns the best tokens of heads 1 to `heads` after the last token, and at most `others` that
+    /// they like next; none where the engine cannot verify these.
     ///
     /// Comes after the [`Engine::prefill`], for no more heads than were made ready, and after every
     /// [`Engine::verify`] and [`Engine::keep`] as long as drafts are wanted.
-    fn draft(&mut self, heads: usize) -> Result<&[u32]>;
+    fn draft(&mut self, heads: usize, others: usize) -> Result<&Drafts>;
 
-    /// Head 0's logits after token `row` of the last [`Engine::verify`], or after the end of the
-    /// text's start where `row` is 0 and the last was [`Engine::prefill`].
+    /// Head 0's logits after token `row` of the last [`Engine::verify`], whose `others` come behind its
+    /// tokens, or after the end of the text's start where `row` is 0 and the last was
+    /// [`Engine::prefill`].
     fn logits(&mut self, row: usize, into: &mut Vec<f64>) -> Result<()>;
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::cpu_engine;
-use crate::engine::Engine;
+use crate::engine::{Engine, Other};
 use crate::tensor_engine::{Held, TensorEngine};
 use crate::{DecoderOptions, DraftPrecision};
 
@@ -84,13 +84,15 @@ fn distance(engine: &mut dyn Engine, row: usize, expected: &[f64]) -> f64 {
     logits.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / largest
 }
 
-/// Walks a text in steps of several rows of which some are taken back, and checks every row.
+/// Walks a text in steps of several rows of which some are taken back, with others `beside` them or
+/// not, and checks every row.
 fn walk(
     model: &MultiTokenModel,
     engine: &mut dyn Engine,
     tokens: &[u32],
     start: usize,
     steps: &[(usize, usize)],
+    beside: bool,
     tolerance: f64,
 ) {
     let heads = model.heads().len();
@@ -99,7 +101,7 @@ fn walk(
     let drafts_behind = |engine: &mut dyn Engine, text: &[u32], next: u32| {
         if heads > 1 {
             let mut chosen = vec![next];
-            let drafts = engine.draft(heads - 1).unwrap().to_vec();
+            let drafts = engine.draft(heads - 1, 0).unwrap().tokens.clone();
             assert_eq!(drafts.len(), heads - 1);
             for token in drafts {
                 let place = format!("draft {} behind {}", chosen.len(), text.len());
@@ -122,16 +124,33 @@ fn walk(
         // Rows that will be taken back are other tokens than the text's.
         let mut pass = tokens[position..position + rows].to_vec();
         pass[kept..].iter_mut().for_each(|token| *token = (*token + 1) % 50);
-        let chosen = engine.verify(&pass).unwrap().to_vec();
+        let other = |head: usize| Other {
+            head,
+            token: if head == kept { tokens[position + kept] } else { (pass[head] + 7) % 50 },
+            likelihood: 0.0,
+        };
+        let others: Vec<Other> = if beside { (1..rows).map(other).collect() } else { Vec::new() };
+        let chosen = engine.verify(&pass, &others).unwrap().to_vec();
         for row in 0..kept {
             let logits = &expected[position + row];
             assert_best(chosen[row], logits, tolerance, &format!("row {row} at {position}"));
             let distance = distance(engine, row, logits);
             assert!(distance < tolerance, "row {row} at {position} is off by {distance}");
         }
-        engine.keep(kept);
-        position += kept;
-        drafts_behind(engine, &tokens[..position], chosen[kept - 1]);
+        // The text goes on with the one that stands in place of the first wrong token.
+        let taken = (kept < rows).then(|| kept - 1).filter(|_| !others.is_empty());
+        for (i, other) in others.iter().enumerate() {
+            let text = [&tokens[..position], &pass[..other.head], &[other.token]].concat();
+            let logits = whole(model, &text).pop().unwrap();
+            let place = format!("in place of row {} at {position}", other.head);
+            assert_best(chosen[rows + i], &logits, tolerance, &place);
+            let distance = distance(engine, rows + i, &logits);
+            assert!(distance < tolerance, "{place}: off by {distance}");
+        }
+        engine.keep(kept, taken);
+        position += kept + taken.map_or(0, |_| 1);
+        let last = taken.map_or(kept - 1, |other| rows + other);
+        drafts_behind(engine, &tokens[..position], chosen[last]);
     }
 }
 
@@ -143,16 +162,17 @@ proptest! {
         tokens in proptest::collection::vec(0u32..50, 2..124), start in 1usize..100,
         steps in proptest::collection::vec((1usize..5, 1usize..5), 1..30),
         layers in 5usize..7, heads in 1usize..5, kv_heads in prop::sample::select(vec![1, 2, 4]),
-        seed in 0i64..100, head in prop::sample::select(vec!["block", "informed"]),
+        seed in 0i64..100, beside: bool, head in prop::sample::select(vec!["block", "informed"]),
     ) {
         let start = start.min(tokens.len());
         let options = DecoderOptions { threads: Some(1), drafts: DraftPrecision::Full };
         let double = model(head, layers, heads, kv_heads, Kind::Double, seed);
         let mut ours = cpu_engine::build(&double, options).unwrap().unwrap();
-        walk(&double, ours.as_mut(), &tokens, start, &steps, 1e-10);
-        walk(&double, &mut TensorEngine::new(Held::Lent(&double)).unwrap(), &tokens, start, &steps, 1e-10);
+        walk(&double, ours.as_mut(), &tokens, start, &steps, beside, 1e-10);
+        let mut theirs = TensorEngine::new(Held::Lent(&double)).unwrap();
+        walk(&double, &mut theirs, &tokens, start, &steps, false, 1e-10);
         let float = model(head, layers, heads, kv_heads, Kind::Float, seed);
         let mut ours = cpu_engine::build(&float, options).unwrap().unwrap();
-        walk(&float, ours.as_mut(), &tokens, start, &steps, 1e-4);
+        walk(&float, ours.as_mut(), &tokens, start, &steps, beside, 1e-4);
     }
 }

@@ -24,14 +24,14 @@ pub struct Generation {
     /// The new tokens; where the model ended the text, the last one is the token that does.
     pub tokens: Vec<u32>,
     /// For each token the head that produced it: 0 for head 0's own next token, i for a draft of
-    /// head i that was accepted.
+    /// head i that was accepted, or an alternative to it.
     pub drafted_by: Vec<usize>,
     /// Why it ended.
     pub stopped_by: StoppedBy,
     /// Passes through the model; the prompt's counts as one.
     pub forward_passes: usize,
-    /// Passes which brought head i's draft, and with it those of all heads before, for each head
-    /// that was used. The first is `forward_passes`, and the sum is the number of tokens.
+    /// Passes which brought head i's draft or an alternative to it, and with it the drafts of all heads
+    /// before, for each head that was used. The first is `forward_passes`, and the sum is the number of tokens.
     pub accepted: Vec<usize>,
     /// From the start to the first token.
     pub prefill: Duration,

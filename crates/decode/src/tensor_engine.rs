@@ -6,7 +6,7 @@ use foretoken_trunk::TrunkCache;
 use tch::{Kind, Tensor, no_grad};
 
 use crate::Result;
-use crate::engine::Engine;
+use crate::engine::{Drafts, Engine, Other};
 use crate::tensor_told::Told;
 
 /// Rows of a prompt that go through the model together: bounds the memory of attention scores.
@@ -45,6 +45,7 @@ pub(crate) struct TensorEngine<'m> {
     /// Head 0's logits of the last pass, `[rows, vocab]`.
     logits: Tensor,
     best: Vec<u32>,
+    drafts: Drafts,
 }
 
 impl<'m> TensorEngine<'m> {
@@ -59,6 +60,7 @@ impl<'m> TensorEngine<'m> {
             told: model.told_blocks().map(Told::new),
             logits: Tensor::new(),
             best: Vec::new(),
+            drafts: Drafts::default(),
             model,
         })
     }
@@ -231,7 +233,8 @@ impl Engine for TensorEngine<'_> {
         })
     }
 
-    fn verify(&mut self, tokens: &[u32]) -> Result<&[u32]> {
+    fn verify(&mut self, tokens: &[u32], others: &[Other]) -> Result<&[u32]> {
+        debug_assert!(others.is_empty(), "none are drafted");
         no_grad(|| {
             self.pass(tokens)?;
             let rows = self.stock.f_squeeze_dim(0)?;
@@ -239,7 +242,8 @@ impl Engine for TensorEngine<'_> {
         })
     }
 
-    fn keep(&mut self, rows: usize) {
+    fn keep(&mut self, rows: usize, other: Option<usize>) {
+        debug_assert!(other.is_none(), "none are drafted");
         let rows = rows as i64;
         let taken_back = self.hidden.size()[1] - rows;
         self.trunk.truncate(self.trunk.len() - taken_back);
@@ -254,15 +258,15 @@ impl Engine for TensorEngine<'_> {
         }
     }
 
-    fn draft(&mut self, heads: usize) -> Result<&[u32]> {
-        no_grad(|| {
+    fn draft(&mut self, heads: usize, _others: usize) -> Result<&Drafts> {
+        self.drafts.tokens = no_grad(|| {
             if self.told.is_some() {
-                self.best = self.draft_told(heads)?;
-                return Ok(self.best.as_slice());
+                return self.draft_told(heads);
             }
             let rows = self.drafts(heads)?;
-            self.choose_drafts(&rows)
-        })
+            Ok(self.choose_drafts(&rows)?.to_vec())
+        })?;
+        Ok(&self.drafts)
     }
 
     fn logits(&mut self, row: usize, into: &mut Vec<f64>) -> Result<()> {

@@ -82,7 +82,22 @@ fn model(shape: &Shape, kind: Kind, seed: i64) -> MultiTokenModel {
 }
 
 fn generate(decoder: &mut Decoder, prompt: &[u32], decoding: Decoding) -> Generation {
-    let options = GenerateOptions { max_new_tokens: 60, decoding, ..Default::default() };
+    generate_with(decoder, prompt, decoding, 0)
+}
+
+fn generate_with(
+    decoder: &mut Decoder,
+    prompt: &[u32],
+    decoding: Decoding,
+    alternatives: usize,
+) -> Generation {
+    let options = GenerateOptions {
+        max_new_tokens: 60,
+        decoding,
+        alternatives,
+        record_gaps: true,
+        ..Default::default()
+    };
     decoder.generate(prompt, &options, &mut |_, _| ControlFlow::Continue(())).unwrap()
 }
 
@@ -91,7 +106,7 @@ proptest! {
 
     #[test]
     fn drafts_of_every_form_leave_no_trace(
-        shape in shapes(), double: bool, seed in 0i64..1000,
+        shape in shapes(), double: bool, seed in 0i64..1000, alternatives in 1usize..20,
         prompt in prop::collection::vec(0u32..40, 1..30),
     ) {
         let kind = if double { Kind::Double } else { Kind::Float };
@@ -104,6 +119,12 @@ proptest! {
             prop_assert_eq!(&fast.tokens, &plain.tokens);
             let paced = generate(&mut decoder, &prompt, Decoding::Adaptive { heads });
             prop_assert_eq!(&paced.tokens, &plain.tokens);
+            for decoding in [Decoding::Speculative { heads }, Decoding::Adaptive { heads }] {
+                let beside = generate_with(&mut decoder, &prompt, decoding, alternatives);
+                prop_assert_eq!((&beside.tokens, &beside.gaps), (&plain.tokens, &plain.gaps));
+                prop_assert_eq!(beside.accepted.iter().sum::<usize>(), beside.tokens.len());
+                prop_assert_eq!(beside.accepted.len(), heads);
+            }
         }
     }
 
@@ -131,6 +152,27 @@ proptest! {
         let given = generate(&mut given, &prompt, decoding);
         prop_assert_eq!((lent.tokens, lent.drafted_by), (given.tokens, given.drafted_by));
     }
+}
+
+/// Over 48 texts of models whose heads know little.
+#[test]
+fn alternatives_bring_more_tokens_a_pass() {
+    let mut passes = [0, 0];
+    for seed in 0..12 {
+        for head in ["block", "medusa", "linear", "informed"] {
+            let shape =
+                Shape { head, heads: 3, tied: true, bias: false, scaled: false, drafts: Some(20) };
+            let model = model(&shape, Kind::Float, seed);
+            let mut decoder = Decoder::new(&model).unwrap();
+            for (passes, alternatives) in passes.iter_mut().zip([0, 16]) {
+                let decoding = Decoding::Speculative { heads: 3 };
+                let prompt = [seed as u32, 3, 9];
+                let text = generate_with(&mut decoder, &prompt, decoding, alternatives);
+                *passes += text.forward_passes;
+            }
+        }
+    }
+    assert!(passes[1] * 20 < passes[0] * 19, "{passes:?}");
 }
 
 #[test]

@@ -265,12 +265,18 @@ fn generate(
     record_gaps: bool,
     recipe: &Recipe,
 ) -> anyhow::Result<Generation> {
-    let options = options(heads_used, recipe.decoding.new_tokens, record_gaps);
+    let plan = &recipe.decoding;
+    let options = options(heads_used, plan.new_tokens, plan.alternatives, record_gaps);
     let run = decoder.generate(prompt, &options, &mut |_, _| ControlFlow::Continue(()))?;
     Ok(run)
 }
 
-fn options(heads_used: usize, new_tokens: usize, record_gaps: bool) -> GenerateOptions {
+fn options(
+    heads_used: usize,
+    new_tokens: usize,
+    alternatives: usize,
+    record_gaps: bool,
+) -> GenerateOptions {
     GenerateOptions {
         max_new_tokens: new_tokens,
         decoding: match heads_used {
@@ -279,6 +285,7 @@ fn options(heads_used: usize, new_tokens: usize, record_gaps: bool) -> GenerateO
         },
         end_of_text: Vec::new(),
         sampling: None,
+        alternatives,
         record_gaps,
     }
 }
@@ -354,7 +361,8 @@ fn sample(
     recipe: &Recipe,
 ) -> anyhow::Result<Sample> {
     let heads_used = model.config().heads.count;
-    let options = options(heads_used, recipe.decoding.sample_tokens, false);
+    let plan = &recipe.decoding;
+    let options = options(heads_used, plan.sample_tokens, plan.alternatives, false);
     let mut decoder = Decoder::new(model)?;
     let run = decoder.generate(prompt, &options, &mut |_, _| ControlFlow::Continue(()))?;
     Ok(Sample {

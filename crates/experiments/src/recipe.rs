@@ -43,6 +43,9 @@ pub struct DecodingPlan {
     pub repeats: usize,
     /// New tokens of the coloured sample.
     pub sample_tokens: usize,
+    /// Most alternatives to drafts that a pass verifies beside these.
+    #[serde(default)]
+    pub alternatives: usize,
     /// Number format of the weights: `float32`, `bfloat16` or `float64`.
     pub precision: String,
 }

@@ -1,7 +1,7 @@
 //! Causal attention of a few new rows over the cached positions.
 
 use super::aligned::View;
-use super::cache::{BLOCK, CacheView};
+use super::cache::{BLOCK, CacheView, Places};
 use super::dispatch::{Isa, Kernel};
 use super::real::{Real, exp2};
 use super::simd::Simd;
@@ -9,17 +9,16 @@ use super::tile::{Sums, tile, with_rows};
 
 /// What attention reads and writes.
 ///
-/// Row r is at position `start` + r and sees the positions up to its own. Queries come multiplied
+/// A row sees the positions up to its own. Queries come multiplied
 /// by log₂(e) / √d, so that the softmax is one of powers of two. Heads count over all query heads;
 /// each `group` of them shares a kv head.
-pub(super) struct Attention<T> {
+pub(super) struct Attention<'p, T> {
     /// `[rows, heads · head_dim]`.
     pub(super) queries: View<T>,
     /// `[rows, heads · head_dim]`.
     pub(super) output: View<T>,
     pub(super) cache: CacheView<T>,
-    pub(super) rows: usize,
-    pub(super) start: usize,
+    pub(super) places: Places<'p>,
     /// The query heads to compute.
     pub(super) heads: (usize, usize),
     pub(super) group: usize,
@@ -31,7 +30,7 @@ pub(super) struct Attention<T> {
 /// Queries that are compared with the keys together.
 pub(super) const MOST_QUERIES: usize = 8;
 
-impl<T: Real> Attention<T> {
+impl<T: Real> Attention<'_, T> {
     /// Computes the heads.
     ///
     /// # Safety
@@ -48,9 +47,22 @@ struct Query<T> {
     input: *const T,
     output: *mut T,
     visible: usize,
+    /// Which of those it is that stand in place of others: its own key and value are aside.
+    aside: Option<usize>,
 }
 
-impl<T: Real> Kernel<T> for Attention<T> {
+impl<T> Query<T> {
+    const NONE: Self =
+        Self { input: std::ptr::null(), output: std::ptr::null_mut(), visible: 0, aside: None };
+
+    /// Positions that it sees in the cache itself.
+    #[inline(always)]
+    fn cached(&self) -> usize {
+        self.visible - usize::from(self.aside.is_some())
+    }
+}
+
+impl<T: Real> Kernel<T> for Attention<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -60,14 +72,12 @@ impl<T: Real> Kernel<T> for Attention<T> {
         while head < self.heads.1 {
             let kv_head = head / self.group;
             let last = ((kv_head + 1) * self.group).min(self.heads.1);
-            let queries = self.rows * (last - head);
+            let queries = self.places.count() * (last - head);
             let mut done = 0;
             while done < queries {
                 let tiles = (queries - done).div_ceil(most);
                 let count = (queries - done).div_ceil(tiles);
-                let mut batch =
-                    [Query { input: std::ptr::null(), output: std::ptr::null_mut(), visible: 0 };
-                        MOST_QUERIES];
+                let mut batch = [Query::NONE; MOST_QUERIES];
                 for (i, slot) in batch.iter_mut().enumerate().take(count) {
                     let (row, member) = ((done + i) / (last - head), (done + i) % (last - head));
                     // SAFETY: row < rows and head + member < heads.1.
@@ -76,7 +86,8 @@ impl<T: Real> Kernel<T> for Attention<T> {
                         *slot = Query {
                             input: self.queries.row(row).add(at),
                             output: self.output.row(row).add(at),
-                            visible: self.start + row + 1,
+                            visible: self.places.position(row) + 1,
+                            aside: self.places.aside(row),
                         };
                     }
                 }
@@ -89,7 +100,7 @@ impl<T: Real> Kernel<T> for Attention<T> {
     }
 }
 
-impl<T: Real> Attention<T> {
+impl<T: Real> Attention<'_, T> {
     /// The first `R` queries of the batch, all over the same kv head.
     #[inline(always)]
     unsafe fn attend<S: Simd<T = T>, const R: usize>(
@@ -150,6 +161,37 @@ impl<T: Real> Attention<T> {
             if vector < vectors {
                 self.score_vectors::<S, R, 1>(s, kv_head, vector, queries);
             }
+            for (r, query) in queries.iter().enumerate() {
+                if let Some(other) = query.aside {
+                    self.score_aside(s, kv_head, other, query, self.scores.row(r));
+                }
+            }
+        }
+    }
+
+    /// Puts the product with a query's own key, which lies aside, in the place of its position's: the
+    /// same chain of multiply-adds as if it lay there.
+    #[inline(always)]
+    unsafe fn score_aside<S: Simd<T = T>>(
+        &self,
+        s: S,
+        kv_head: usize,
+        other: usize,
+        query: &Query<T>,
+        scores: *mut T,
+    ) {
+        let own = query.visible - 1;
+        let lane = own % BLOCK;
+        // SAFETY: the caller's promise; the vector of the lane lies in the block aside, and no unit
+        // has more than 16 lanes.
+        unsafe {
+            let key = self.cache.aside_key(kv_head, other).cast_const();
+            let mut sums: Sums<S, 1, 1> = [[s.zero()]];
+            let vector = key.add(lane / S::LANES * S::LANES);
+            tile(s, self.cache.head_dim, [query.input], [vector], BLOCK, 0, &mut sums);
+            let mut lanes = [T::ZERO; 16];
+            s.store(lanes.as_mut_ptr(), sums[0][0]);
+            *scores.add(own) = lanes[lane % S::LANES];
         }
     }
 
@@ -194,10 +236,11 @@ impl<T: Real> Attention<T> {
         scales: &[T; R],
     ) {
         let stride = self.cache.value_stride;
-        let least = queries.iter().map(|q| q.visible).min().unwrap_or(0) / P * P;
+        let least = queries.iter().map(Query::cached).min().unwrap_or(0) / P * P;
         let most = queries.iter().map(|q| q.visible).max().unwrap_or(0);
         let mut sums = [[[s.zero(); C]; P]; R];
-        // SAFETY: the caller's promise; every position read is one that some query sees.
+        // SAFETY: the caller's promise; every position read is one that some query sees, or that the
+        // row has in whose place a query stands.
         unsafe {
             let values = self.cache.values.row(kv_head).add(vector * S::LANES).cast_const();
             let scores: [*const T; R] = std::array::from_fn(|r| self.scores.row(r).cast_const());
@@ -222,6 +265,13 @@ impl<T: Real> Attention<T> {
                     for r in 0..R {
                         if position + p < queries[r].visible {
                             let weight = s.splat(*scores[r].add(position + p));
+                            let v = match queries[r].aside {
+                                Some(other) if position + p + 1 == queries[r].visible => {
+                                    let own = self.cache.aside_value(kv_head, other).cast_const();
+                                    load_all::<S, C>(s, own.add(vector * S::LANES))
+                                }
+                                _ => v,
+                            };
                             for c in 0..C {
                                 sums[r][p][c] = s.fma(weight, v[c], sums[r][p][c]);
                             }

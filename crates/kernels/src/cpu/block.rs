@@ -2,7 +2,7 @@
 
 use super::aligned::{Repeated, Rows, View};
 use super::attention::{Attention, MOST_QUERIES};
-use super::cache::{BlockCache, CacheView};
+use super::cache::{BlockCache, CacheView, Places};
 use super::dispatch::Isa;
 use super::linear::{PackedLinear, WeightFormat};
 use super::norm::RmsNorm;
@@ -126,9 +126,10 @@ impl<T: Real> BlockWeights<T> {
             .sum()
     }
 
-    /// This worker's part of the block: `rows` rows of `x` behind the positions of `cache`. All of
-    /// them leave their keys and values there; the last `outputs` rows go the whole way, to the
-    /// first rows of `y`, which may be `x` where all rows do.
+    /// This worker's part of the block: the rows of `x` at their places behind the positions of
+    /// `cache`. All of them leave their keys and values there; the last `outputs` rows (all, where
+    /// some stand in place of others) go the whole way, to the first rows of `y`, which may be `x`
+    /// where all rows do.
     ///
     /// Ends without a barrier where `outputs` > 0: no other worker may yet read `y`.
     ///
@@ -137,7 +138,8 @@ impl<T: Real> BlockWeights<T> {
     /// table and the scratch space have room for the rows and fit the shape, and belong to the
     /// team alone.
     pub(super) unsafe fn part(&self, worker: &Worker<'_>, call: &BlockCall<'_, T>) {
-        let BlockCall { x, y, rows, outputs, cache, rotary, scratch } = *call;
+        let BlockCall { x, y, places, outputs, cache, rotary, scratch } = *call;
+        let rows = places.count();
         let BlockShape { attention_heads, kv_heads, .. } = self.shape;
         let skip = rows - outputs;
         let normed = scratch.normed(worker);
@@ -151,20 +153,18 @@ impl<T: Real> BlockWeights<T> {
             let heads = worker.share(kv_heads);
             let key_turn = Turn {
                 x: scratch.key_value,
-                rows,
-                start: cache.len,
+                places,
                 heads: (heads.start, heads.end),
                 factor: T::ONE,
             };
             rotary.turn(self.isa, key_turn);
             for head in heads {
-                cache.append(scratch.key_value, rows, head, kv_heads);
+                cache.append(scratch.key_value, places, head, kv_heads);
             }
             let heads = worker.share(attention_heads);
             let query_turn = Turn {
                 x: scratch.query,
-                rows: outputs,
-                start: cache.len + skip,
+                places: places.skip(skip),
                 heads: (heads.start, heads.end),
                 factor: self.query_factor(),
             };
@@ -178,8 +178,7 @@ impl<T: Real> BlockWeights<T> {
                 queries: scratch.query,
                 output: scratch.attended,
                 cache,
-                rows: outputs,
-                start: cache.len + skip,
+                places: places.skip(skip),
                 heads: (heads.start, heads.end),
                 group: attention_heads / kv_heads,
                 scores: scratch.scores(worker),
@@ -242,7 +241,7 @@ impl<T: Real> BlockWeights<T> {
 pub(super) struct BlockCall<'c, T> {
     pub(super) x: View<T>,
     pub(super) y: View<T>,
-    pub(super) rows: usize,
+    pub(super) places: Places<'c>,
     pub(super) outputs: usize,
     pub(super) cache: CacheView<T>,
     pub(super) rotary: &'c RotaryTable<T>,

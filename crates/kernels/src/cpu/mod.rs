@@ -61,6 +61,7 @@
 //!     }
 //!     workspace.run(Pass {
 //!         rows: rows.len(),
+//!         others: &[],
 //!         trunk: Blocks { weights: &[], caches: &mut [] },
 //!         heads: Blocks { weights: &head, caches },
 //!         outputs: rows.len(),

@@ -2,7 +2,7 @@
 
 use super::aligned::{Rows, View};
 use super::block::{BlockCall, BlockShape, BlockWeights, Scratch};
-use super::cache::BlockCache;
+use super::cache::{BlockCache, Places};
 use super::dense::{DenseRows, DenseWeights};
 use super::linear::PackedLinear;
 use super::logits::argmax;
@@ -21,12 +21,13 @@ pub struct Blocks<'p, T> {
 }
 
 impl<T: Real> Blocks<'_, T> {
-    fn check(&self, rows: usize, scratch: &Scratch<T>, rotary: &RotaryTable<T>) {
+    fn check(&self, rows: usize, others: usize, scratch: &Scratch<T>, rotary: &RotaryTable<T>) {
         assert_eq!(self.weights.len(), self.caches.len(), "each block needs one cache");
         for (block, cache) in self.weights.iter().zip(self.caches.iter()) {
             let shape = block.shape();
             assert_eq!(shape, scratch.shape(), "the scratch space is made for another shape");
             assert!(cache.fits(shape.kv_heads, shape.head_dim), "the cache has another shape");
+            assert!(others <= cache.room_for_others(), "the cache has no room for {others} others");
             assert!(
                 cache.len() + rows <= cache.capacity().min(rotary.positions()),
                 "{} positions and {rows} rows are more than the cache has room for",
@@ -78,12 +79,16 @@ pub struct Workspace<T> {
 pub struct Pass<'p, T> {
     /// New rows, which are in [`Workspace::input`].
     pub rows: usize,
+    /// Rows behind these that are not the text's: each stands in the place of the row that is named
+    /// here, behind the same rows as that, and nobody sees it. Where there are any, all rows go the
+    /// whole way, these as well. [`BlockCache::take_other`] makes one of them the text's.
+    pub others: &'p [usize],
     /// Blocks that the rows go through one after the other.
     pub trunk: Blocks<'p, T>,
     /// Blocks that each read what comes out of the trunk.
     pub heads: Blocks<'p, T>,
-    /// How many of the last rows go through the heads the whole way, up to the logits. The rows
-    /// before only leave their keys and values.
+    /// How many of the last rows of the text go through the heads the whole way, up to the logits.
+    /// The rows before only leave their keys and values.
     pub outputs: usize,
     /// What makes logits of the heads' outputs.
     pub unembedding: &'p Unembedding<T>,
@@ -127,6 +132,18 @@ impl<T: Real> Workspace<T> {
         match &mut self.told {
             Some(told) => told.tokens.row_mut(r),
             None => panic!("the workspace was made without room for tokens"),
+        }
+    }
+
+    /// Puts what came out for row `from` of the last pass in the place of row `to`: what the trunk
+    /// made of it, and what the one head did, where all rows went the whole way.
+    ///
+    /// # Panics
+    /// Where there is no room for such rows.
+    pub fn move_row(&mut self, from: usize, to: usize) {
+        for rows in [&mut self.x, &mut self.y] {
+            let row = rows.row(from).to_vec();
+            rows.row_mut(to).copy_from_slice(&row);
         }
     }
 
@@ -175,7 +192,8 @@ impl<T: Real> Workspace<T> {
     fn run_with(&mut self, pass: Pass<'_, T>, tokens: Option<&TokenWeights<T>>) -> &[u32] {
         let outputs = self.check(&pass);
         self.check_tokens(&pass, tokens);
-        let Pass { rows, trunk, heads, unembedding, .. } = pass;
+        let Pass { rows, others, trunk, heads, unembedding, .. } = pass;
+        let (count, through) = (rows + others.len(), pass.outputs + others.len());
         let told = tokens.zip(self.told.as_ref().map(|told| told.views(self.x.view())));
         let (scratch, x, y, logits) =
             (self.scratch.view(), self.x.view(), self.y.view(), self.logits.view());
@@ -185,7 +203,7 @@ impl<T: Real> Workspace<T> {
             let call = |cache: &BlockCache<T>, x, y, outputs| BlockCall {
                 x,
                 y,
-                rows,
+                places: Places { start: cache.len(), rows, others },
                 outputs,
                 cache: cache.view(),
                 rotary,
@@ -195,21 +213,21 @@ impl<T: Real> Workspace<T> {
             // so they belong to the team for now; every worker runs these same lines.
             unsafe {
                 for (block, cache) in trunk.weights.iter().zip(trunk_caches) {
-                    block.part(worker, &call(cache, x, x, rows));
+                    block.part(worker, &call(cache, x, x, count));
                     worker.barrier();
                 }
                 if let Some((by, views)) = told {
-                    by.project(worker, views, scratch.normed(worker), rows);
+                    by.project(worker, views, scratch.normed(worker), count);
                     worker.barrier();
-                    for r in worker.share(rows) {
+                    for r in worker.share(count) {
                         by.join(views, r);
                     }
                     worker.barrier();
                 }
                 let x = told.map_or(x, |(_, views)| views.inputs);
                 for (i, (block, cache)) in heads.weights.iter().zip(head_caches).enumerate() {
-                    let y = y.skip(i * pass.outputs);
-                    block.part(worker, &call(cache, x, y, pass.outputs));
+                    let y = y.skip(i * through);
+                    block.part(worker, &call(cache, x, y, through));
                 }
                 worker.barrier();
                 if outputs > 0 {
@@ -222,7 +240,7 @@ impl<T: Real> Workspace<T> {
             }
         });
         for cache in trunk.caches.iter_mut().chain(heads.caches) {
-            cache.grow(rows);
+            cache.grow(rows, others);
         }
         &self.best[..outputs]
     }
@@ -274,19 +292,28 @@ impl<T: Real> Workspace<T> {
 
     /// Refuses what would reach beyond a buffer; returns the number of output rows.
     fn check(&self, pass: &Pass<'_, T>) -> usize {
-        let outputs = pass.outputs * pass.heads.weights.len();
+        let (count, others) = (pass.rows + pass.others.len(), pass.others.len());
+        let outputs = (pass.outputs + others) * pass.heads.weights.len();
+        let all = pass.heads.weights.is_empty() || pass.outputs == pass.rows;
+        assert!(
+            others == 0 || all,
+            "where some rows stand in place of others, all go the whole way"
+        );
+        assert!(
+            pass.others.iter().all(|&other| other < pass.rows),
+            "others than the rows there are"
+        );
         let caches = pass.trunk.caches.iter().chain(pass.heads.caches.iter());
         let positions = caches.map(|c| c.len() + pass.rows).max().unwrap_or(0);
         assert!(
-            pass.rows <= self.x.rows()
+            count <= self.x.rows()
                 && pass.outputs <= pass.rows
                 && outputs <= self.y.rows()
-                && self.scratch.fits(pass.rows.max(outputs), positions, self.team.threads()),
-            "the workspace has no room for {} rows, {outputs} outputs, {positions} positions",
-            pass.rows
+                && self.scratch.fits(count.max(outputs), positions, self.team.threads()),
+            "the workspace has no room for {count} rows, {outputs} outputs, {positions} positions"
         );
-        pass.trunk.check(pass.rows, &self.scratch, &self.rotary);
-        pass.heads.check(pass.rows, &self.scratch, &self.rotary);
+        pass.trunk.check(pass.rows, others, &self.scratch, &self.rotary);
+        pass.heads.check(pass.rows, others, &self.scratch, &self.rotary);
         let Unembedding { norm, product } = pass.unembedding;
         assert_eq!(
             (norm.width(), product.inputs()),
@@ -301,7 +328,8 @@ impl<T: Real> Workspace<T> {
     fn check_tokens(&self, pass: &Pass<'_, T>, tokens: Option<&TokenWeights<T>>) {
         let Some(tokens) = tokens else { return };
         let room = self.told.as_ref().map_or(0, |told| told.inputs.rows());
-        assert!(pass.rows <= room, "no room for what heads are told of {} rows", pass.rows);
+        let rows = pass.rows + pass.others.len();
+        assert!(rows <= room, "no room for what heads are told of {rows} rows");
         assert_eq!(tokens.dim(), self.x.width(), "heads of another width");
     }
 

@@ -1,6 +1,7 @@
 //! Rotary positions: the two halves of a head are turned against each other.
 
 use super::aligned::{Aligned, View};
+use super::cache::Places;
 use super::dispatch::{Isa, Kernel};
 use super::real::Real;
 use super::simd::Simd;
@@ -35,30 +36,29 @@ impl<T: Real> RotaryTable<T> {
         self.positions
     }
 
-    /// Turns heads `first..last` of each row in place, row r by the angles of position
-    /// `start` + r, and multiplies them by `factor`.
+    /// Turns heads `first..last` of each row in place, by the angles of its position, and multiplies
+    /// them by `factor`.
     ///
     /// # Safety
-    /// `x` has `rows` rows of `last` heads, the table has their positions, and nobody else touches
-    /// those heads meanwhile.
-    pub(super) unsafe fn turn(&self, isa: Isa, turn: Turn<T>) {
-        debug_assert!(turn.start + turn.rows <= self.positions);
+    /// `x` has rows of `last` heads for all places, the table has their positions, and nobody else
+    /// touches those heads meanwhile.
+    pub(super) unsafe fn turn(&self, isa: Isa, turn: Turn<'_, T>) {
+        debug_assert!(turn.places.start + turn.places.rows <= self.positions);
         T::dispatch(isa, Turning { table: self, turn });
     }
 }
 
 /// What [`RotaryTable::turn`] turns.
-pub(super) struct Turn<T> {
+pub(super) struct Turn<'p, T> {
     pub(super) x: View<T>,
-    pub(super) rows: usize,
-    pub(super) start: usize,
+    pub(super) places: Places<'p>,
     pub(super) heads: (usize, usize),
     pub(super) factor: T,
 }
 
 struct Turning<'t, T> {
     table: &'t RotaryTable<T>,
-    turn: Turn<T>,
+    turn: Turn<'t, T>,
 }
 
 impl<T: Real> Kernel<T> for Turning<'_, T> {
@@ -66,10 +66,10 @@ impl<T: Real> Kernel<T> for Turning<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd<T = T>>(self, _s: S) {
-        let Turn { x, rows, start, heads, factor } = self.turn;
+        let Turn { x, places, heads, factor } = self.turn;
         let half = self.table.half;
-        for r in 0..rows {
-            let line = &self.table.angles[(start + r) * 2 * half..][..2 * half];
+        for r in 0..places.count() {
+            let line = &self.table.angles[places.position(r) * 2 * half..][..2 * half];
             let (cosines, sines) = line.split_at(half);
             for head in heads.0..heads.1 {
                 // SAFETY: the caller's promise: row r has this head.

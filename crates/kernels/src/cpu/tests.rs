@@ -11,6 +11,9 @@ use super::pass::{Blocks, Pass, Room, Unembedding, Workspace};
 use super::real::Real;
 use super::reference::{EPS, Model, Numbers, THETA, narrow};
 
+/// Rows that may stand in place of others.
+const OTHERS: usize = 6;
+
 /// The model packed for a unit, with caches.
 struct Engine<T> {
     weights: Vec<BlockWeights<T>>,
@@ -27,9 +30,10 @@ impl<T: Real> Engine<T> {
         let (seq, dim) = model.x.dim();
         let vocab = model.unembedding.nrows();
         let weights: Vec<_> = model.blocks.iter().map(|block| block.packed(isa, format)).collect();
-        let room = Room { rows: seq, outputs: seq * model.heads, positions: seq, threads };
+        let rows = seq + OTHERS;
+        let room = Room { rows, outputs: rows * model.heads, positions: seq, threads };
         Self {
-            caches: weights.iter().map(|w| w.cache(seq)).collect(),
+            caches: weights.iter().map(|w| w.cache(seq).with_others(OTHERS)).collect(),
             trunk: weights.len() - model.heads,
             unembedding: Unembedding {
                 norm: RmsNorm::new_for(isa, &narrow::<T>(model.norm.iter()), EPS),
@@ -65,13 +69,21 @@ impl<T: Real> Engine<T> {
     /// after the other.
     fn pass(&mut self, rows: usize, outputs: usize) -> Vec<Vec<T>> {
         let start = self.len();
-        for r in 0..rows {
-            self.workspace.input(r).copy_from_slice(&self.x[start + r]);
+        let text = self.x[start..start + rows].to_vec();
+        self.run(&text, &[], outputs)
+    }
+
+    /// As [`Engine::pass`], with these rows of text and others, each in the place of one of them.
+    fn run(&mut self, text: &[Vec<T>], others: &[(usize, Vec<T>)], outputs: usize) -> Vec<Vec<T>> {
+        for (r, row) in text.iter().chain(others.iter().map(|(_, row)| row)).enumerate() {
+            self.workspace.input(r).copy_from_slice(row);
         }
+        let places: Vec<usize> = others.iter().map(|&(place, _)| place).collect();
         let (trunk, heads) = self.weights.split_at(self.trunk);
         let (trunk_caches, head_caches) = self.caches.split_at_mut(self.trunk);
         let best = self.workspace.run(Pass {
-            rows,
+            rows: text.len(),
+            others: &places,
             trunk: Blocks { weights: trunk, caches: trunk_caches },
             heads: Blocks { weights: heads, caches: head_caches },
             outputs,
@@ -164,6 +176,61 @@ proptest! {
                     prop_assert!(same, "head {head}, row {row} differs on {isa:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_row_in_place_of_another_has_the_bits_of_a_text_that_goes_on_with_it(
+        shape in shapes(), trunk in 0usize..3, heads in 1usize..3, start in 0usize..36,
+        rows in 1usize..6, threads in 1usize..3, seed: u64, taken in 0usize..OTHERS,
+        places in proptest::collection::vec(0usize..6, 1..OTHERS),
+    ) {
+        let seq = start + rows + 1;
+        let model = Model::new(shape, trunk, heads, 21, seq, seed);
+        let places: Vec<usize> = places.iter().map(|place| place % rows).collect();
+        let count = places.len();
+        for isa in Isa::available() {
+            let new = || Engine::<f32>::new(&model, isa, 1, WeightFormat::Full);
+            let mut engine = Engine::<f32>::new(&model, isa, threads, WeightFormat::Full);
+            let x = engine.x.clone();
+            // Other rows than the text's, of no text.
+            let other = |i: usize| -> Vec<f32> { x[i % seq].iter().map(|x| 0.5 - x).collect() };
+            let others: Vec<_> = places.iter().enumerate().map(|(i, &p)| (p, other(i))).collect();
+            if start > 0 {
+                engine.run(&x[..start], &[], start);
+            }
+            let together = engine.run(&x[start..start + rows], &others, rows);
+            let mut plain = new();
+            let whole = plain.run(&x[..start + rows], &[], start + rows);
+            for head in 0..heads {
+                let ours = &together[head * (rows + count)..][..rows];
+                prop_assert_eq!(ours, &whole[head * (start + rows) + start..][..rows]);
+            }
+            let behind = |plain: &mut Engine<f32>, place: usize| {
+                plain.truncate(start);
+                if place > 0 {
+                    plain.run(&x[start..start + place], &[], place);
+                }
+            };
+            for (i, (place, row)) in others.iter().enumerate() {
+                behind(&mut plain, *place);
+                let alone = plain.run(std::slice::from_ref(row), &[], 1);
+                for head in 0..heads {
+                    let ours = &together[head * (rows + count) + rows + i];
+                    prop_assert_eq!(ours, &alone[head], "other {} on {:?}", i, isa);
+                }
+            }
+            // The text goes on behind one of them.
+            let taken = taken % count;
+            let (place, row) = &others[taken];
+            for cache in &mut engine.caches {
+                cache.truncate(start + place);
+                cache.take_other(taken);
+            }
+            behind(&mut plain, *place);
+            plain.run(std::slice::from_ref(row), &[], 1);
+            let next = &x[seq - 1..];
+            prop_assert_eq!(engine.run(next, &[], 1), plain.run(next, &[], 1));
         }
     }
 
