@@ -5,7 +5,7 @@ use super::cache::{BLOCK, CacheView, Places};
 use super::dispatch::{Isa, Kernel};
 use super::real::{Real, exp2};
 use super::simd::Simd;
-use super::tile::{Sums, tile, with_rows};
+use super::tile::{Ahead, Sums, tile, with_rows};
 
 /// What attention reads and writes.
 ///
@@ -26,6 +26,9 @@ pub(super) struct Attention<'p, T> {
     /// positions.
     pub(super) scores: View<T>,
 }
+
+/// Keys are read when they are needed.
+const NOTHING: Ahead = Ahead { values: 0, again: false };
 
 /// Queries that are compared with the keys together.
 pub(super) const MOST_QUERIES: usize = 8;
@@ -188,7 +191,7 @@ impl<T: Real> Attention<'_, T> {
             let key = self.cache.aside_key(kv_head, other).cast_const();
             let mut sums: Sums<S, 1, 1> = [[s.zero()]];
             let vector = key.add(lane / S::LANES * S::LANES);
-            tile(s, self.cache.head_dim, [query.input], [vector], BLOCK, 0, &mut sums);
+            tile(s, self.cache.head_dim, [query.input], [vector], BLOCK, NOTHING, &mut sums);
             let mut lanes = [T::ZERO; 16];
             s.store(lanes.as_mut_ptr(), sums[0][0]);
             *scores.add(own) = lanes[lane % S::LANES];
@@ -212,7 +215,7 @@ impl<T: Real> Attention<'_, T> {
                 let position = (vector + c) * S::LANES;
                 keys.add(position / BLOCK * d * BLOCK + position % BLOCK)
             });
-            tile(s, d, queries.map(|q| q.input), w, BLOCK, 0, &mut sums);
+            tile(s, d, queries.map(|q| q.input), w, BLOCK, NOTHING, &mut sums);
             for (r, sums) in sums.into_iter().enumerate() {
                 let row = self.scores.row(r).add(vector * S::LANES);
                 for (c, sum) in sums.into_iter().enumerate() {

@@ -5,7 +5,7 @@ use super::dispatch::{Kernel, PairKernel};
 use super::pairs::PairSimd;
 use super::real::{Real, RealSimd, exp2};
 use super::simd::Simd;
-use super::tile::{Sums, pair_tile, tile, tile_rows, with_rows};
+use super::tile::{Ahead, Sums, pair_tile, tile, tile_rows, with_rows};
 
 /// Vectors side by side in a panel.
 pub(super) const PANEL: usize = 4;
@@ -59,6 +59,7 @@ trait Tiling<S: Simd> {
         x: [*const S::T; R],
         w: [*const S::T; C],
         step: usize,
+        again: bool,
         sums: &mut Sums<S, R, C>,
     );
 }
@@ -76,10 +77,11 @@ impl<S: Simd> Tiling<S> for Single {
         x: [*const S::T; R],
         w: [*const S::T; C],
         step: usize,
+        again: bool,
         sums: &mut Sums<S, R, C>,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { tile(s, depth, x, w, step, AHEAD, sums) }
+        unsafe { tile(s, depth, x, w, step, Ahead { values: AHEAD, again }, sums) }
     }
 }
 
@@ -91,10 +93,14 @@ impl<S: PairSimd> Tiling<S> for Paired {
         x: [*const S::T; R],
         w: [*const S::T; C],
         step: usize,
+        again: bool,
         sums: &mut Sums<S, R, C>,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { pair_tile(s, depth, x, w.map(<*const S::T>::cast), step, AHEAD, sums) }
+        unsafe {
+            let ahead = Ahead { values: AHEAD, again };
+            pair_tile(s, depth, x, w.map(<*const S::T>::cast), step, ahead, sums);
+        }
     }
 }
 
@@ -105,9 +111,10 @@ impl<T: Real, F: Finish> Product<T, F> {
             let mut row = 0;
             while row < self.rows {
                 let rows = tile_rows::<S>(self.rows - row);
+                let again = row + rows < self.rows;
                 // SAFETY: panel < panels and row + rows ≤ rows; whoever made the product promised
                 // that the views hold as much.
-                unsafe { with_rows!(rows, R => self.panel::<S, L, R>(s, panel, row)) };
+                unsafe { with_rows!(rows, R => self.panel::<S, L, R>(s, panel, row, again)) };
                 row += rows;
             }
         }
@@ -120,6 +127,7 @@ impl<T: Real, F: Finish> Product<T, F> {
         s: S,
         panel: usize,
         row: usize,
+        again: bool,
     ) {
         if R > S::WIDE_ROWS.max(S::NARROW_ROWS) {
             return; // `tile_rows` never asks for as many: no code for it
@@ -129,15 +137,15 @@ impl<T: Real, F: Finish> Product<T, F> {
         // SAFETY: the caller's promise; tiles cover the panel's vectors once.
         unsafe {
             if R <= S::WIDE_ROWS && vectors == PANEL {
-                return self.tile::<S, L, R, PANEL>(s, first, 0, PANEL, row);
+                return self.tile::<S, L, R, PANEL>(s, first, 0, PANEL, row, again);
             }
             let mut vector = 0;
             while vector + 2 <= vectors {
-                self.tile::<S, L, R, 2>(s, first, vector, vectors, row);
+                self.tile::<S, L, R, 2>(s, first, vector, vectors, row, again);
                 vector += 2;
             }
             if vector < vectors {
-                self.tile::<S, L, R, 1>(s, first, vector, vectors, row);
+                self.tile::<S, L, R, 1>(s, first, vector, vectors, row, again);
             }
         }
     }
@@ -152,6 +160,7 @@ impl<T: Real, F: Finish> Product<T, F> {
         vector: usize,
         width: usize,
         row: usize,
+        again: bool,
     ) {
         let mut sums: Sums<S, R, C> = [[s.zero(); C]; R];
         // SAFETY: the panel holds `depth` lines of `width` vectors, and the views the rows.
@@ -159,7 +168,7 @@ impl<T: Real, F: Finish> Product<T, F> {
             let start = self.weights.add((first * self.depth + vector) * S::LANES);
             let w = std::array::from_fn(|c| start.add(c * S::LANES));
             let x = std::array::from_fn(|r| self.x.row(row + r).cast_const());
-            L::add(s, self.depth, x, w, width * S::LANES, &mut sums);
+            L::add(s, self.depth, x, w, width * S::LANES, again, &mut sums);
             for (r, sums) in sums.into_iter().enumerate() {
                 let base = self.base.row(row + r).cast_const();
                 self.finish.finish(s, sums, base, self.y.row(row + r), first + vector);

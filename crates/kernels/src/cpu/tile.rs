@@ -3,13 +3,22 @@
 use super::pairs::PairSimd;
 use super::simd::Simd;
 
+/// What a tile asks for ahead of its use.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    /// How many values past the ones in use; 0 for nothing.
+    pub(super) values: usize,
+    /// Whether the next rows read the same soon, so that it is to stay in the caches.
+    pub(super) again: bool,
+}
+
 /// The sums of a tile: `R` rows of `C` vectors.
 pub(super) type Sums<S, const R: usize, const C: usize> = [[<S as Simd>::V; C]; R];
 
 /// Adds to `sums[r][c]`, for i = 0, 1, …, `depth` − 1 in this order, `x[r][i] · w[c][i · step ..]`.
 ///
 /// A sum is one chain of multiply-adds over i whatever `R` and `C` are: this is why a row's result
-/// has the same bits alone and among others. `ahead` values past the ones in use are prefetched.
+/// has the same bits alone and among others. Weights `ahead` of those in use are prefetched.
 ///
 /// # Safety
 /// `depth` values are readable at each `x[r]`, and a vector at each `w[c] + i · step`.
@@ -20,7 +29,7 @@ pub(super) unsafe fn tile<S: Simd, const R: usize, const C: usize>(
     x: [*const S::T; R],
     w: [*const S::T; C],
     step: usize,
-    ahead: usize,
+    ahead: Ahead,
     sums: &mut Sums<S, R, C>,
 ) {
     for i in 0..depth {
@@ -30,8 +39,8 @@ pub(super) unsafe fn tile<S: Simd, const R: usize, const C: usize>(
             for c in 0..C {
                 let at = w[c].add(i * step);
                 v[c] = s.load(at);
-                if ahead > 0 {
-                    s.prefetch(at.wrapping_add(ahead));
+                if ahead.values > 0 {
+                    s.prefetch(at.wrapping_add(ahead.values), ahead.again);
                 }
             }
             for r in 0..R {
@@ -56,7 +65,7 @@ pub(super) unsafe fn pair_tile<S: PairSimd, const R: usize, const C: usize>(
     x: [*const S::T; R],
     w: [*const u32; C],
     step: usize,
-    ahead: usize,
+    ahead: Ahead,
     sums: &mut Sums<S, R, C>,
 ) {
     for i in 0..depth {
@@ -66,7 +75,7 @@ pub(super) unsafe fn pair_tile<S: PairSimd, const R: usize, const C: usize>(
             for c in 0..C {
                 let at = w[c].add(i * step);
                 v[c] = s.load_pairs(at);
-                s.prefetch(at.wrapping_add(ahead).cast());
+                s.prefetch(at.wrapping_add(ahead.values).cast(), ahead.again);
             }
             for r in 0..R {
                 let xi = s.splat_pair(x[r].add(2 * i));
