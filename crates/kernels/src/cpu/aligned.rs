@@ -120,6 +120,15 @@ impl<T: Real> Rows<T> {
         &mut self.values[r * stride..][..width]
     }
 
+    /// Writes row `from` over row `to`.
+    ///
+    /// # Panics
+    /// Where there is no such row.
+    pub(super) fn copy_row(&mut self, from: usize, to: usize) {
+        let (stride, width) = (self.stride(), self.width);
+        self.values.copy_within(from * stride..from * stride + width, to * stride);
+    }
+
     /// From the start of one row to that of the next.
     pub(super) fn stride(&self) -> usize {
         self.width.next_multiple_of(PAD)

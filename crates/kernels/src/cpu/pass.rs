@@ -141,10 +141,8 @@ impl<T: Real> Workspace<T> {
     /// # Panics
     /// Where there is no room for such rows.
     pub fn move_row(&mut self, from: usize, to: usize) {
-        for rows in [&mut self.x, &mut self.y] {
-            let row = rows.row(from).to_vec();
-            rows.row_mut(to).copy_from_slice(&row);
-        }
+        self.x.copy_row(from, to);
+        self.y.copy_row(from, to);
     }
 
     /// Row `r` of what goes into the next pass.
