@@ -267,6 +267,14 @@ impl<'r> Run<'r> {
                 }
             ));
         }
+        let alternatives = self.recipe.decoding.alternatives;
+        if alternatives > 0 {
+            notes.push(format!(
+                "A pass of own text verifies up to {alternatives} alternatives to its drafts \
+                 beside them; held-out text is walked without, so that its figures are of drafts \
+                 alone."
+            ));
+        }
         if self.other.is_none() {
             notes.push("Python from another package was not at hand.".to_owned());
         }
