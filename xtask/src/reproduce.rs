@@ -1,8 +1,8 @@
 //! `cargo xtask reproduce`: set up, build, hand over to `foretoken reproduce`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, anyhow};
@@ -14,6 +14,9 @@ use crate::workspace::Workspace;
 
 /// The experiment that needs a published model.
 const PRETRAINED: &str = "pretrained";
+
+/// The option that takes heads which were trained before.
+const KEPT_HEADS: &str = "--pretrained-heads";
 
 /// Options of `cargo xtask reproduce`: those of `foretoken reproduce`.
 #[derive(Args)]
@@ -34,7 +37,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &ReproduceArguments) -> Resu
     }
     build_release(workspace, "foretoken-cli", &libtorch)?;
     let mut command = foretoken(workspace, &libtorch);
-    command.arg("reproduce").args(&arguments.arguments);
+    command.arg("reproduce");
+    let kept = workspace.root().join("pretrained/smollm2");
+    command.args(arguments.arguments.iter().map(|argument| with_kept_heads(argument, &kept)));
     if !has_option(&arguments.arguments, "--out") {
         command.arg("--out").arg(workspace.target().join("reproduce"));
     }
@@ -69,6 +74,16 @@ pub(crate) fn release_binary(workspace: &Workspace, name: &str) -> PathBuf {
     workspace.target().join("release").join(name)
 }
 
+/// `--pretrained-heads` alone means the repository's own, wherever the command is given.
+fn with_kept_heads(argument: &OsStr, kept: &Path) -> OsString {
+    let mut whole = argument.to_owned();
+    if argument == KEPT_HEADS {
+        whole.push("=");
+        whole.push(kept);
+    }
+    whole
+}
+
 fn has_option(arguments: &[OsString], option: &str) -> bool {
     let with_value = format!("{option}=");
     arguments
@@ -80,6 +95,15 @@ fn has_option(arguments: &[OsString], option: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kept_heads_are_the_repositorys_where_no_others_are_named() {
+        let kept = Path::new("/repository/pretrained/smollm2");
+        let of = |argument: &str| with_kept_heads(argument.as_ref(), kept);
+        assert_eq!(of("--pretrained-heads"), "--pretrained-heads=/repository/pretrained/smollm2");
+        assert_eq!(of("--pretrained-heads=mine"), "--pretrained-heads=mine");
+        assert_eq!(of("pretrained"), "pretrained");
+    }
 
     #[test]
     fn an_option_is_found_in_both_spellings() {

@@ -128,14 +128,13 @@ pub(crate) enum DecodingName {
         The model's heads draft the next tokens and the next forward pass verifies them all at \
         once, so the text is that of plain decoding, sooner. The first steps of a text measure \
         whether drafts, and alternatives beside them, pay, and leave out those that do not; \
-        --decoding speculative takes them all. \
-        Greedy unless a temperature is \
-        given. It stops at the end-of-text token, at a stop text, at --max-new-tokens or at the \
-        end of the model's context, and says which on stderr.\n\n\
+        --decoding speculative takes them all. Greedy unless a temperature is given. It stops at \
+        the end-of-text token, at a stop text, at --max-new-tokens or at the end of the model's \
+        context, and says which on stderr.\n\n\
         With --json there is a line a prompt: id, text, prompt_tokens, tokens, stopped_by, \
         forward_passes (the prompt's counts as one), tokens_per_forward, acceptance (per head: \
-        the share of passes in which all drafts up to it were accepted), seconds (prefill and \
-        decode), tokens_per_second.",
+        the share of passes that brought a token in its place, its draft or an alternative to it), \
+        seconds (prefill and decode), tokens_per_second.",
     after_help = "Examples:\n  \
         foretoken generate --model runs/tiny/model --prompt 'def main('\n  \
         foretoken generate --model runs/tiny/model --prompt 'class ' --stop '\n\n' --heads 2\n  \
@@ -380,11 +379,13 @@ pub(crate) enum PresetName {
 #[command(
     about = "Run one of the paper's experiments and write its report",
     long_about = "Run one of the paper's experiments and write its report.\n\n\
-        OUT/EXPERIMENT/PRESET/ gets report.json, report.md, report.html and the trained models. A \
-        run that was interrupted goes on where it was when it is called again.",
+        OUT/EXPERIMENT/PRESET/ gets report.json, report.md, report.html and the trained models, \
+        OUT/EXPERIMENT/PRESET-kept-heads/ the report on heads that were trained before. A run that \
+        was interrupted goes on where it was when it is called again.",
     after_help = "Examples:\n  \
         foretoken reproduce\n  \
-        foretoken reproduce speed --preset smoke --out target/reproduce"
+        foretoken reproduce speed --preset smoke --out target/reproduce\n  \
+        foretoken reproduce pretrained --pretrained-heads=pretrained/smollm2"
 )]
 pub(crate) struct ReproduceArguments {
     /// The experiment
@@ -408,4 +409,17 @@ pub(crate) struct ReproduceArguments {
     /// Copy the finished report here as EXPERIMENT-PRESET.json, .md and .svg
     #[arg(long, value_name = "DIR")]
     pub(crate) publish: Option<PathBuf>,
+    /// pretrained: measure heads that --keep-heads wrote, and train none [without DIR: those of the
+    /// repository, pretrained/smollm2]
+    #[arg(
+        long,
+        value_name = "DIR",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "pretrained/smollm2"
+    )]
+    pub(crate) pretrained_heads: Option<PathBuf>,
+    /// pretrained: keep the trained heads here, in bfloat16, for --pretrained-heads and --with-heads
+    #[arg(long, value_name = "DIR", conflicts_with = "pretrained_heads")]
+    pub(crate) keep_heads: Option<PathBuf>,
 }

@@ -21,6 +21,8 @@ pub(crate) fn run(arguments: &ReproduceArguments) -> anyhow::Result<ExitCode> {
         corpus: arguments.corpus.clone(),
         other_corpus: arguments.other_corpus.clone(),
         publish: arguments.publish.clone(),
+        pretrained_heads: arguments.pretrained_heads.clone(),
+        keep_heads: arguments.keep_heads.clone(),
         stop: stop_flag()?,
         ..ReproduceOptions::new(&arguments.experiment, preset)?
     };

@@ -11,7 +11,7 @@ use foretoken_trunk::{Architecture, Block};
 use tch::{Device, Kind, Tensor};
 
 use crate::cpu_told::Told;
-use crate::engine::{Drafts, Engine, Other};
+use crate::engine::{Drafts, Engine, MOST_OTHERS, Other};
 use crate::{DecoderOptions, DraftPrecision, Result};
 
 /// Rows of a prompt that go through the model together: a multiple of the kernels' tile of 6, and
@@ -569,9 +569,6 @@ fn runners_up<T: Real>(
     (-scale, next.into_iter().map(move |(place, logit)| (place, logit - top - scale)))
 }
 
-/// Most rows of a pass that stand in place of drafts.
-const MOST_OTHERS: usize = 16;
-
 /// Writes the embedding of `token` to `row`.
 fn embed<T: Weight>(
     embedding: &Embedding<T>,
@@ -651,7 +648,7 @@ impl<T: Weight> Engine for CpuEngine<T> {
         Ok(self.pass(tokens, others, tokens.len()))
     }
 
-    fn keep(&mut self, rows: usize, other: Option<usize>) {
+    fn keep(&mut self, rows: usize, other: Option<usize>) -> Result<()> {
         let other = other.map(|other| (other, self.rows + other));
         let best_behind = other.and_then(|(_, row)| self.best.get(row).copied());
         let taken_back = self.rows - rows;
@@ -665,7 +662,7 @@ impl<T: Weight> Engine for CpuEngine<T> {
         if let Some(told) = &mut self.told {
             told.truncate(kept);
         }
-        let Some((other, row)) = other else { return };
+        let Some((other, row)) = other else { return Ok(()) };
         for cache in &mut self.caches[..=self.trunk] {
             cache.take_other(other);
         }
@@ -676,12 +673,12 @@ impl<T: Weight> Engine for CpuEngine<T> {
         self.best.extend(best_behind);
         self.rows += 1;
         self.outputs += 1;
+        Ok(())
     }
 
     fn draft(&mut self, heads: usize, others: usize) -> Result<&Drafts> {
         let others = others.min(MOST_OTHERS);
-        self.drafted.tokens.clear();
-        self.drafted.others.clear();
+        self.drafted.clear();
         self.certainty = 0.0;
         if self.told.is_some() {
             self.draft_told(heads, others);
@@ -691,9 +688,7 @@ impl<T: Weight> Engine for CpuEngine<T> {
                 self.note(row + 1, row, best, others);
             }
         }
-        let likelier = |a: &Other, b: &Other| b.likelihood.total_cmp(&a.likelihood);
-        self.drafted.others.sort_by(likelier);
-        self.drafted.others.truncate(others);
+        self.drafted.leave(others);
         Ok(&self.drafted)
     }
 

@@ -163,7 +163,7 @@ impl<'m> Decoder<'m> {
             let seconds = (drafted - began, drafted.elapsed());
             pace.observe(pass.len() - 1, !others.is_empty(), accepted, seconds.0, seconds.1);
             outcome = text.extend(self.engine.as_mut(), &best, &rows, accepted)?;
-            self.engine.keep(1 + agree, other);
+            self.engine.keep(1 + agree, other)?;
         }
         text.generation.decode = decoding.elapsed();
         Ok(text.generation)

@@ -2,6 +2,9 @@
 
 use crate::Result;
 
+/// Most rows of a pass that stand in place of drafts.
+pub(crate) const MOST_OTHERS: usize = 16;
+
 /// What heads draft behind a text.
 #[derive(Debug, Default)]
 pub(crate) struct Drafts {
@@ -9,6 +12,19 @@ pub(crate) struct Drafts {
     pub(crate) tokens: Vec<u32>,
     /// What they like next, the likeliest first.
     pub(crate) others: Vec<Other>,
+}
+
+impl Drafts {
+    pub(crate) fn clear(&mut self) {
+        self.tokens.clear();
+        self.others.clear();
+    }
+
+    /// Leaves the likeliest `others`, in order.
+    pub(crate) fn leave(&mut self, others: usize) {
+        self.others.sort_by(|a, b| b.likelihood.total_cmp(&a.likelihood));
+        self.others.truncate(others);
+    }
 }
 
 /// A token that may stand in place of a draft.
@@ -39,10 +55,10 @@ pub(crate) trait Engine {
 
     /// Takes back all but the first `rows` tokens of the last [`Engine::verify`], and appends that of
     /// its `others`, which stood behind these.
-    fn keep(&mut self, rows: usize, other: Option<usize>);
+    fn keep(&mut self, rows: usize, other: Option<usize>) -> Result<()>;
 
     /// Returns the best tokens of heads 1 to `heads` after the last token, and at most `others` that
-    /// they like next; none where the engine cannot verify these.
+    /// they like next.
     ///
     /// Comes after the [`Engine::prefill`], for no more heads than were made ready, and after every
     /// [`Engine::verify`] and [`Engine::keep`] as long as drafts are wanted.

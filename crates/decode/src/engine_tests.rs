@@ -147,7 +147,7 @@ fn walk(
             let distance = distance(engine, rows + i, &logits);
             assert!(distance < tolerance, "{place}: off by {distance}");
         }
-        engine.keep(kept, taken);
+        engine.keep(kept, taken).unwrap();
         position += kept + taken.map_or(0, |_| 1);
         let last = taken.map_or(kept - 1, |other| rows + other);
         drafts_behind(engine, &tokens[..position], chosen[last]);
@@ -170,7 +170,7 @@ proptest! {
         let mut ours = cpu_engine::build(&double, options).unwrap().unwrap();
         walk(&double, ours.as_mut(), &tokens, start, &steps, beside, 1e-10);
         let mut theirs = TensorEngine::new(Held::Lent(&double)).unwrap();
-        walk(&double, &mut theirs, &tokens, start, &steps, false, 1e-10);
+        walk(&double, &mut theirs, &tokens, start, &steps, beside, 1e-10);
         let float = model(head, layers, heads, kv_heads, Kind::Float, seed);
         let mut ours = cpu_engine::build(&float, options).unwrap().unwrap();
         walk(&float, ours.as_mut(), &tokens, start, &steps, beside, 1e-4);

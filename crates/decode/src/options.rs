@@ -89,7 +89,7 @@ pub struct GenerateOptions {
     /// Most tokens that a pass verifies beside the drafts: what heads think next likely, each in place
     /// of a draft. Where a draft is wrong and one of these right, the pass brings a token more. A
     /// dozen rows cost hardly more than one where weights come from memory; adaptive decoding leaves
-    /// them out where they do not pay. At most 16, on the CPU's own engine; others verify none.
+    /// them out where they do not pay. At most 16.
     pub alternatives: usize,
     /// Whether to note for each token how far its logit stands above the second best.
     pub record_gaps: bool,

@@ -105,7 +105,7 @@ impl Trial {
     /// The number of drafts, up to `all`, with the most tokens a second, and whether with
     /// alternatives, where there are `others`.
     fn best(&self, all: usize, others: bool) -> (usize, bool) {
-        // There are engines that verify none.
+        // Heads that choose among one token have no others.
         let others = others && !self.full[1].seconds.is_empty();
         let now = (all, others);
         let Some(plain) = median(&self.plain) else { return now };
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_without_alternatives_is_measured_all_the_same() {
+    fn heads_without_alternatives_are_measured_all_the_same() {
         let mut pace = Pace::adaptive(3, 8);
         for _ in 0..40 {
             let drafts = pace.verifying();

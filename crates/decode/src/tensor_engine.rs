@@ -1,13 +1,15 @@
 //! Any model on any device, in libtorch's operators.
 
-use foretoken_heads::{Error as HeadsError, HeadContext, MultiTokenModel, StackedHeads, Tap};
-use foretoken_kernels::{KvCache, linear};
+use foretoken_heads::{
+    DraftVocabulary, Error as HeadsError, HeadContext, MultiTokenModel, StackedHeads, Tap,
+};
+use foretoken_kernels::{Branch, KvCache, accumulator, linear};
 use foretoken_trunk::TrunkCache;
 use tch::{Kind, Tensor, no_grad};
 
 use crate::Result;
-use crate::engine::{Drafts, Engine, Other};
-use crate::tensor_told::Told;
+use crate::engine::{Drafts, Engine, MOST_OTHERS, Other};
+use crate::tensor_told::{Told, with_other};
 
 /// Rows of a prompt that go through the model together: bounds the memory of attention scores.
 const PREFILL_ROWS: usize = 512;
@@ -40,27 +42,34 @@ pub(crate) struct TensorEngine<'m> {
     hidden: Tensor,
     /// What the unembedding read for head 0 at these rows, `[1, rows, dim]`.
     stock: Tensor,
+    /// Rows of the last pass before those that stand in place of them.
+    chain: i64,
     /// Where the drafting heads are told tokens.
     told: Option<Told>,
     /// Head 0's logits of the last pass, `[rows, vocab]`.
     logits: Tensor,
     best: Vec<u32>,
     drafts: Drafts,
+    /// The logarithm of how likely the heads think that the drafts so far are all right.
+    certainty: f64,
 }
 
 impl<'m> TensorEngine<'m> {
     pub(crate) fn new(model: Held<'m>) -> Result<Self> {
-        let context = model.config().architecture.context as i64;
+        // Rows in place of drafts lie behind these until they are taken back.
+        let capacity = (model.config().architecture.context + MOST_OTHERS) as i64;
         Ok(Self {
-            trunk: model.trunk().cache(1, context)?,
-            heads: vec![model.head(0)?.cache(1, context)?],
+            trunk: model.trunk().cache(1, capacity)?,
+            heads: vec![model.head(0)?.cache(1, capacity)?],
             stacked: None,
             hidden: Tensor::new(),
             stock: Tensor::new(),
+            chain: 0,
             told: model.told_blocks().map(Told::new),
             logits: Tensor::new(),
             best: Vec::new(),
             drafts: Drafts::default(),
+            certainty: 0.0,
             model,
         })
     }
@@ -71,11 +80,23 @@ impl<'m> TensorEngine<'m> {
         Ok(Tensor::f_from_slice(&ids)?.f_view([1, -1])?.f_to_device(self.model.device())?)
     }
 
-    /// Passes tokens through the trunk and head 0, up to the final norm.
-    fn pass(&mut self, tokens: &[u32]) -> Result<()> {
-        let ids = self.ids(tokens)?;
+    /// Passes tokens, and `others` in place of some of them, through the trunk and head 0, up to the
+    /// final norm.
+    fn pass(&mut self, tokens: &[u32], others: &[Other]) -> Result<()> {
+        let all: Vec<u32> =
+            tokens.iter().copied().chain(others.iter().map(|other| other.token)).collect();
+        let ids = self.ids(&all)?;
         let blocks = self.told.as_ref().map_or(0, |told| told.blocks);
         let before = self.trunk.len();
+        self.chain = tokens.len() as i64;
+        if !others.is_empty() {
+            let places: Vec<i64> = others.iter().map(|other| other.head as i64).collect();
+            let branch = Branch::new(before, self.chain, &places, self.model.device())?;
+            self.trunk.branch(&branch);
+            if let Some(cache) = &mut self.heads[0] {
+                cache.branch(&branch);
+            }
+        }
         let (early, hidden) =
             self.model.trunk().forward_noting(&ids, Some(&mut self.trunk), blocks)?;
         if let Some(told) = &mut self.told {
@@ -127,10 +148,9 @@ impl<'m> TensorEngine<'m> {
     }
 
     /// Drafts one token after the other, each told to the heads behind.
-    fn draft_told(&mut self, heads: usize) -> Result<Vec<u32>> {
+    fn draft_told(&mut self, heads: usize, others: usize) -> Result<()> {
         let known = self.trunk.len();
         let mut token = self.best.last().copied().unwrap_or(0);
-        let mut drafted = Vec::with_capacity(heads);
         for index in 1..=heads {
             let ids = self.ids(&[token])?;
             if let Some(told) = &mut self.told {
@@ -139,7 +159,7 @@ impl<'m> TensorEngine<'m> {
             }
             let Some(row) = self.tell(index)? else { break };
             token = self.choose_drafts(&row)?.first().copied().unwrap_or(0);
-            drafted.push(token);
+            self.note(index, &[token], others)?;
         }
         // What was told of drafts is for this step alone; so are the rows that read it.
         self.trunk.truncate(known);
@@ -151,7 +171,35 @@ impl<'m> TensorEngine<'m> {
         if let Some(told) = &mut self.told {
             told.truncate(known);
         }
-        Ok(drafted)
+        Ok(())
+    }
+
+    /// Notes the drafts `tokens` of heads from `first` on, and at most `others` tokens that each likes
+    /// next, by the drafts' logits `[heads, vocab]`.
+    fn note(&mut self, first: usize, tokens: &[u32], others: usize) -> Result<()> {
+        self.drafts.tokens.extend_from_slice(tokens);
+        if others == 0 {
+            return Ok(());
+        }
+        let (_, vocab) = self.logits.size2()?;
+        let likely = self.logits.f_log_softmax(-1, accumulator(self.logits.kind()))?;
+        let (likely, places) = likely.f_topk(vocab.min(others as i64 + 1), -1, true, true)?;
+        let likely = Vec::<Vec<f64>>::try_from(likely.f_to_kind(Kind::Double)?)?;
+        let places = Vec::<Vec<i64>>::try_from(places)?;
+        let vocabulary = self.model.draft_vocabulary().map(DraftVocabulary::tokens);
+        let named = |place: i64| vocabulary.map_or(place as u32, |tokens| tokens[place as usize]);
+        for (row, (likely, places)) in likely.iter().zip(places).enumerate() {
+            let before = self.certainty;
+            let next = places.into_iter().zip(likely).filter_map(|(place, likelihood)| {
+                let (head, token) = (first + row, named(place));
+                let likelihood = before + likelihood;
+                (token != tokens[row]).then_some(Other { head, token, likelihood })
+            });
+            self.drafts.others.extend(next.take(others));
+            // The draft is the likeliest.
+            self.certainty += likely.first().copied().unwrap_or(0.0);
+        }
+        Ok(())
     }
 
     /// Stacks as many drafting heads as a text needs, unless they are stacked already; gives them
@@ -218,7 +266,7 @@ impl Engine for TensorEngine<'_> {
             self.prepare(drafting)?;
             let last = tokens.len().saturating_sub(1) / PREFILL_ROWS * PREFILL_ROWS;
             for start in (0..last).step_by(PREFILL_ROWS) {
-                self.pass(&tokens[start..start + PREFILL_ROWS])?;
+                self.pass(&tokens[start..start + PREFILL_ROWS], &[])?;
                 if self.told.is_some() {
                     for index in 1..=drafting {
                         _ = self.tell(index)?;
@@ -227,45 +275,65 @@ impl Engine for TensorEngine<'_> {
                     _ = self.drafts(drafting)?;
                 }
             }
-            self.pass(&tokens[last..])?;
+            self.pass(&tokens[last..], &[])?;
             let row = self.stock.f_select(1, -1)?;
             Ok(self.choose(&row)?.first().copied().unwrap_or(0))
         })
     }
 
     fn verify(&mut self, tokens: &[u32], others: &[Other]) -> Result<&[u32]> {
-        debug_assert!(others.is_empty(), "none are drafted");
         no_grad(|| {
-            self.pass(tokens)?;
+            self.pass(tokens, others)?;
             let rows = self.stock.f_squeeze_dim(0)?;
             self.choose(&rows)
         })
     }
 
-    fn keep(&mut self, rows: usize, other: Option<usize>) {
-        debug_assert!(other.is_none(), "none are drafted");
+    fn keep(&mut self, rows: usize, other: Option<usize>) -> Result<()> {
+        let other = other.map(|other| self.chain + other as i64);
+        let best_behind = other.and_then(|row| self.best.get(row as usize).copied());
         let rows = rows as i64;
-        let taken_back = self.hidden.size()[1] - rows;
-        self.trunk.truncate(self.trunk.len() - taken_back);
-        if let Some(cache) = &mut self.heads[0] {
-            cache.truncate(cache.len() - taken_back);
-        }
-        self.hidden = self.hidden.narrow(1, 0, rows);
-        self.stock = self.stock.narrow(1, 0, rows);
+        let before = self.trunk.len() - self.hidden.size()[1];
+        let kept = before + rows;
         self.best.truncate(rows as usize);
-        if let Some(told) = &mut self.told {
-            told.truncate(self.trunk.len());
+        self.best.extend(best_behind);
+        let Some(row) = other else {
+            self.trunk.truncate(kept);
+            if let Some(cache) = &mut self.heads[0] {
+                cache.truncate(kept);
+            }
+            self.hidden = self.hidden.f_narrow(1, 0, rows)?;
+            self.stock = self.stock.f_narrow(1, 0, rows)?;
+            if let Some(told) = &mut self.told {
+                told.truncate(kept);
+            }
+            return Ok(());
+        };
+        self.trunk.keep(kept, before + row)?;
+        if let Some(cache) = &mut self.heads[0] {
+            cache.keep(kept, before + row)?;
         }
+        self.hidden = with_other(&self.hidden, rows, row)?;
+        self.stock = with_other(&self.stock, rows, row)?;
+        if let Some(told) = &mut self.told {
+            told.keep(kept, before + row)?;
+        }
+        Ok(())
     }
 
-    fn draft(&mut self, heads: usize, _others: usize) -> Result<&Drafts> {
-        self.drafts.tokens = no_grad(|| {
+    fn draft(&mut self, heads: usize, others: usize) -> Result<&Drafts> {
+        let others = others.min(MOST_OTHERS);
+        self.drafts.clear();
+        self.certainty = 0.0;
+        no_grad(|| {
             if self.told.is_some() {
-                return self.draft_told(heads);
+                return self.draft_told(heads, others);
             }
             let rows = self.drafts(heads)?;
-            Ok(self.choose_drafts(&rows)?.to_vec())
+            let tokens = self.choose_drafts(&rows)?.to_vec();
+            self.note(1, &tokens, others)
         })?;
+        self.drafts.leave(others);
         Ok(&self.drafts)
     }
 

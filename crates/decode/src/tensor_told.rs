@@ -71,6 +71,17 @@ impl Told {
         }
     }
 
+    /// Forgets all positions from `len` on, but for that at `other`, which comes to stand there.
+    pub(crate) fn keep(&mut self, len: i64, other: i64) -> Result<()> {
+        if let Some(rows) = &mut self.rows {
+            let (count, other) = (len - self.start, other - self.start);
+            for all in [&mut rows.hidden, &mut rows.told] {
+                *all = with_other(all, count, other)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What head `index` can read from position `read` on: trunk outputs and what it is told.
     pub(crate) fn rows(&self, read: i64, index: i64) -> Result<Option<(Tensor, Tensor)>> {
         let Some(Rows { hidden, told }) = &self.rows else { return Ok(None) };
@@ -82,4 +93,9 @@ impl Told {
         let count = end - first;
         Ok(Some((hidden.f_narrow(1, first, count)?, told.f_narrow(1, first + index, count)?)))
     }
+}
+
+/// The first `count` rows of `all` `[1, rows, dim]`, and row `other` behind them.
+pub(crate) fn with_other(all: &Tensor, count: i64, other: i64) -> Result<Tensor> {
+    Ok(Tensor::f_cat(&[all.f_narrow(1, 0, count)?, all.f_narrow(1, other, 1)?], 1)?)
 }

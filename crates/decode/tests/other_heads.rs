@@ -100,8 +100,13 @@ fn model(kind: &'static str) -> MultiTokenModel {
     MultiTokenModel::with_registry(&config, &registry, Kind::Double, Device::Cpu, 1).unwrap()
 }
 
-fn generate(decoder: &mut Decoder<'_>, decoding: Decoding) -> Generation {
-    let options = GenerateOptions { max_new_tokens: 80, decoding, ..GenerateOptions::default() };
+fn generate(decoder: &mut Decoder<'_>, decoding: Decoding, alternatives: usize) -> Generation {
+    let options = GenerateOptions {
+        max_new_tokens: 80,
+        decoding,
+        alternatives,
+        ..GenerateOptions::default()
+    };
     decoder.generate(&[3, 1, 4, 1, 5], &options, &mut |_, _| ControlFlow::Continue(())).unwrap()
 }
 
@@ -111,13 +116,16 @@ fn heads_of_any_type_speculate_without_a_trace() {
         let model = model(kind);
         let mut decoder = Decoder::new(&model).unwrap();
         assert_eq!(decoder.engine(), "tensors");
-        let plain = generate(&mut decoder, Decoding::Autoregressive);
+        let plain = generate(&mut decoder, Decoding::Autoregressive, 0);
         assert_eq!(plain.forward_passes, 80);
         let mut accepted = 0;
         for heads in [4, 2, 3, 4] {
-            let speculative = generate(&mut decoder, Decoding::Speculative { heads });
+            let speculative = generate(&mut decoder, Decoding::Speculative { heads }, 0);
             assert_eq!(speculative.tokens, plain.tokens, "{heads} {kind} heads");
             accepted += speculative.accepted[1];
+            let beside = generate(&mut decoder, Decoding::Speculative { heads }, 8);
+            assert_eq!(beside.tokens, plain.tokens, "{heads} {kind} heads");
+            assert!(beside.forward_passes <= speculative.forward_passes, "{heads} {kind} heads");
         }
         assert!(accepted > 0, "no draft of {kind} heads was ever accepted");
     }

@@ -37,6 +37,8 @@ mod clock;
 mod corpus;
 mod curves;
 mod files;
+mod grown;
+mod kept;
 mod machine;
 mod measure;
 mod metrics;

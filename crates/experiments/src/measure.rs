@@ -13,7 +13,7 @@ use foretoken_heads::MultiTokenModel;
 use serde::{Deserialize, Serialize};
 
 use crate::agreement::agreement;
-use crate::recipe::Recipe;
+use crate::recipe::{DecodingPlan, Recipe};
 use crate::results::{Agreement, Difference, Sample};
 use crate::stretches::stretches;
 use crate::timing::Times;
@@ -266,17 +266,12 @@ fn generate(
     recipe: &Recipe,
 ) -> anyhow::Result<Generation> {
     let plan = &recipe.decoding;
-    let options = options(heads_used, plan.new_tokens, plan.alternatives, record_gaps);
+    let options = GenerateOptions { record_gaps, ..options(plan, heads_used, plan.new_tokens) };
     let run = decoder.generate(prompt, &options, &mut |_, _| ControlFlow::Continue(()))?;
     Ok(run)
 }
 
-fn options(
-    heads_used: usize,
-    new_tokens: usize,
-    alternatives: usize,
-    record_gaps: bool,
-) -> GenerateOptions {
+fn options(plan: &DecodingPlan, heads_used: usize, new_tokens: usize) -> GenerateOptions {
     GenerateOptions {
         max_new_tokens: new_tokens,
         decoding: match heads_used {
@@ -285,8 +280,8 @@ fn options(
         },
         end_of_text: Vec::new(),
         sampling: None,
-        alternatives,
-        record_gaps,
+        alternatives: plan.alternatives,
+        record_gaps: false,
     }
 }
 
@@ -362,7 +357,7 @@ fn sample(
 ) -> anyhow::Result<Sample> {
     let heads_used = model.config().heads.count;
     let plan = &recipe.decoding;
-    let options = options(heads_used, plan.sample_tokens, plan.alternatives, false);
+    let options = options(plan, heads_used, plan.sample_tokens);
     let mut decoder = Decoder::new(model)?;
     let run = decoder.generate(prompt, &options, &mut |_, _| ControlFlow::Continue(()))?;
     Ok(Sample {

@@ -8,6 +8,8 @@ use std::sync::atomic::AtomicBool;
 
 use tch::Device;
 
+use crate::report::variant;
+
 /// How much time and hardware an experiment may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Preset {
@@ -72,7 +74,8 @@ pub struct ReproduceOptions {
     pub experiment: String,
     /// How large a run.
     pub preset: Preset,
-    /// The folder for all experiments; this one writes to `OUT/EXPERIMENT/PRESET/`.
+    /// The folder for all experiments; this one writes to `OUT/EXPERIMENT/PRESET/`, with
+    /// kept heads to `OUT/EXPERIMENT/PRESET-kept-heads/`.
     pub out: PathBuf,
     /// Where the models are trained and decoded.
     pub device: Device,
@@ -82,6 +85,12 @@ pub struct ReproduceOptions {
     pub other_corpus: Option<PathBuf>,
     /// A folder that gets copies of the finished report: `EXPERIMENT-PRESET.json`, `.md`, `.svg`.
     pub publish: Option<PathBuf>,
+    /// A folder with heads for a published model that an earlier run kept: they are measured, and
+    /// nothing is trained.
+    pub pretrained_heads: Option<PathBuf>,
+    /// A folder that gets the heads trained for a published model, in bfloat16, with the record of
+    /// their training.
+    pub keep_heads: Option<PathBuf>,
     /// Where the models are trained.
     pub training: Training,
     /// Set by Ctrl-C: the run then saves and stops at the next step.
@@ -104,14 +113,17 @@ impl ReproduceOptions {
             corpus: None,
             other_corpus: None,
             publish: None,
+            pretrained_heads: None,
+            keep_heads: None,
             training: Training::Child { program: std::env::current_exe()? },
             stop: Arc::default(),
         })
     }
 
-    /// The folder of this experiment and preset.
+    /// The folder of this experiment and preset; a run with kept heads has one of its own.
     pub fn folder(&self) -> PathBuf {
-        self.out.join(&self.experiment).join(self.preset.name())
+        let kept = self.pretrained_heads.is_some();
+        self.out.join(&self.experiment).join(variant(self.preset.name(), kept))
     }
 }
 

@@ -1,28 +1,30 @@
 //! The pretrained experiment: heads for a published model, trained on code while the model stays
 //! as it is, then its decoding of programming problems with k = 1 … n heads.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use foretoken_data::{Split, TokenShard, open_split};
 use foretoken_heads::{ModelSource, MultiTokenModel};
 use serde_json::to_value;
+use tch::{Device, Kind};
 
 use crate::clock::Clock;
 use crate::corpus::{Prepared, corpus_for, other_corpus, set_up_place};
-use crate::curves::loss_curve;
 use crate::files::{cache, cached, file_sha256, fingerprint};
+use crate::grown::Grown;
+use crate::kept::{Kept, Record};
 use crate::machine::{device_name, machine};
 use crate::measure::{Measured, Texts, check, measure};
 use crate::problems::prompts;
 use crate::recipe::precision;
-use crate::report::{Report, Versions};
+use crate::report::{Report, Versions, command};
 use crate::results::{LossCurve, SpeedResults};
 use crate::rows::{
-    begin, decoding_rows, held_out_rows, model_row, name, out_of_domain, settings, timing,
+    about, begin, decoding_rows, held_out_rows, model_row, name, out_of_domain, settings, timing,
 };
 use crate::say::progress;
-use crate::training::{Job, ModelFolder, Trained};
+use crate::training::{Job, ModelFolder};
 use crate::{Recipe, ReproduceOptions};
 
 /// Raised when what is measured changes, so that cached measurements are taken again.
@@ -38,7 +40,24 @@ const MODELS: [(&str, &str, &str); 1] = [(
 
 /// Runs the experiment and returns its report.
 pub(crate) fn run(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Result<Report> {
-    let mut clock = begin(options, recipe, "heads for a published model")?;
+    ensure!(
+        options.pretrained_heads.is_none() || options.keep_heads.is_none(),
+        "heads that were kept are not kept once more: leave out --keep-heads or --pretrained-heads"
+    );
+    let kept = options.pretrained_heads.as_deref().map(Kept::open).transpose()?;
+    if let Some(folder) = &options.keep_heads {
+        // What cannot be written is better known before the training than behind it.
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
+    let recipe = &match &kept {
+        None => recipe.clone(),
+        Some(kept) => Recipe { heads: vec![kept.config.heads.count], ..recipe.clone() },
+    };
+    let mut clock = match &kept {
+        None => begin(options, &format!("heads for a published model, {}", about(recipe)))?,
+        Some(_) => begin(options, "heads for a published model that were trained before")?,
+    };
     let published = Published::find(options, recipe)?;
     clock.start("corpus", true)?;
     progress!("preparing the corpus");
@@ -47,10 +66,16 @@ pub(crate) fn run(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Result
     let other = other_corpus(options, &corpus.tokenizer, published.name)?;
     clock.stop()?;
     let run = Run { options, recipe, published, corpus: &corpus, other: other.as_ref() };
-    let job = run.job()?;
-    let trained = run.train(&job, &mut clock)?;
-    let measured = run.measure(&job, &mut clock)?;
-    run.report(&job, &trained, &measured, clock.seconds())
+    let grown = match kept {
+        None => run.train(&mut clock)?,
+        Some(kept) => Grown::Kept(kept),
+    };
+    let measured = run.measure(&grown, &mut clock)?;
+    let report = run.report(&grown, &measured, clock.seconds())?;
+    if let Some(folder) = &options.keep_heads {
+        run.keep(&grown, folder)?;
+    }
+    Ok(report)
 }
 
 /// Where a published model and its prompts are.
@@ -104,38 +129,48 @@ impl<'r> Run<'r> {
             config_toml: recipe.config_toml(heads)?,
             config: recipe.config(heads)?,
             corpus: self.corpus,
-            folder: ModelFolder(self.options.folder().join("models").join(name(heads))),
+            folder: self.folder(),
         })
+    }
+
+    /// The folder of the trained heads, and of what is measured of kept ones.
+    fn folder(&self) -> ModelFolder {
+        ModelFolder(self.options.folder().join("models").join(name(self.heads())))
     }
 
     fn heads(&self) -> usize {
         self.recipe.heads.last().copied().unwrap_or(1)
     }
 
-    fn train(&self, job: &Job<'_>, clock: &mut Clock) -> anyhow::Result<Trained> {
+    fn train(&self, clock: &mut Clock) -> anyhow::Result<Grown<'r>> {
         check(&self.options.stop)?;
+        let job = self.job()?;
         let name = name(self.heads());
-        if let Some(trained) = job.finished() {
+        let trained = if let Some(trained) = job.finished() {
             progress!("[1/2] the heads of {name} are trained already");
-            return Ok(trained);
-        }
-        progress!(
-            "[1/2] training the heads of {name}: {} steps of {} tokens",
-            job.config.train.steps,
-            job.config.tokens_per_step()
-        );
-        job.run(clock, &format!("train {name}"))
+            trained
+        } else {
+            progress!(
+                "[1/2] training the heads of {name}: {} steps of {} tokens",
+                job.config.train.steps,
+                job.config.tokens_per_step()
+            );
+            job.run(clock, &format!("train {name}"))?
+        };
+        Ok(Grown::Trained(job, trained))
     }
 
-    fn measure(&self, job: &Job<'_>, clock: &mut Clock) -> anyhow::Result<Measured> {
+    fn measure(&self, grown: &Grown<'_>, clock: &mut Clock) -> anyhow::Result<Measured> {
         check(&self.options.stop)?;
         let name = name(self.heads());
-        let path = job.folder.measured();
-        let fingerprint = self.measurement(job)?;
+        let folder = self.folder();
+        let (path, fingerprint) = (folder.measured(), self.measurement(grown)?);
         if let Some(measured) = cached(&path, &fingerprint) {
             progress!("[2/2] {name} is measured already");
             return Ok(measured);
         }
+        std::fs::create_dir_all(&folder.0)
+            .with_context(|| format!("cannot make the folder {}", folder.0.display()))?;
         let plan = &self.recipe.decoding;
         progress!(
             "[2/2] measuring {name}: {} prompts, {} held-out tokens",
@@ -144,9 +179,7 @@ impl<'r> Run<'r> {
         );
         clock.start(&format!("measure {name}"), true)?;
         let kind = precision(&plan.precision)?;
-        let folder = job.folder.model();
-        let model = MultiTokenModel::load(&folder, kind, self.options.device)
-            .with_context(|| format!("loading {}", folder.display()))?;
+        let model = grown.model(&self.published.file, kind, self.options.device)?;
         let prompts = self.prompts(&model)?;
         let (validation, test) = (self.shard(Split::Validation)?, self.shard(Split::Test)?);
         let other = self.other.map(|other| open_split(&other.folder, Split::Test)).transpose()?;
@@ -161,6 +194,23 @@ impl<'r> Run<'r> {
         cache(&path, &fingerprint, measured.clone())?;
         clock.stop()?;
         Ok(measured)
+    }
+
+    /// Keeps what was trained, in `folder`.
+    fn keep(&self, grown: &Grown<'_>, folder: &Path) -> anyhow::Result<()> {
+        let model = grown.model(&self.published.file, Kind::Float, Device::Cpu)?;
+        let options = self.options;
+        let record = Record {
+            made_by: command(&options.experiment, options.preset.name(), false),
+            heads_sha256: String::new(),
+            corpus_sha256: self.corpus.manifest.sha256.clone(),
+            device: device_name(options.device).to_owned(),
+            trained: grown.trained().clone(),
+            loss_curve: grown.loss_curve()?,
+        };
+        Kept::write(folder, &model, &self.recipe.config_toml(self.heads())?, record)?;
+        progress!("the heads are kept in {}", folder.display());
+        Ok(())
     }
 
     fn shard(&self, split: Split) -> anyhow::Result<TokenShard> {
@@ -185,12 +235,17 @@ impl<'r> Run<'r> {
     }
 
     /// Everything that a measurement depends on.
-    fn measurement(&self, job: &Job<'_>) -> anyhow::Result<String> {
+    fn measurement(&self, grown: &Grown<'_>) -> anyhow::Result<String> {
         let (decoding, held_out) = (&self.recipe.decoding, &self.recipe.held_out);
-        let plan = format!("{decoding:?} {held_out:?} {:?}", self.recipe.validation);
+        let mut plan = format!("{decoding:?} {held_out:?} {:?}", self.recipe.validation);
+        if let Grown::Kept(_) = grown {
+            // Weights that were trained by the recipe imply these.
+            let train = self.recipe.largest()?.train;
+            plan = format!("{plan} {} {}", train.seed, train.sequence);
+        }
         Ok(fingerprint(&[
             MEASUREMENTS,
-            &job.folder.weights()?,
+            &grown.weights(&self.published.file)?,
             &self.corpus.manifest.sha256,
             &file_sha256(&self.published.prompts)?,
             &plan,
@@ -201,14 +256,13 @@ impl<'r> Run<'r> {
 
     fn report(
         &self,
-        job: &Job<'_>,
-        trained: &Trained,
+        grown: &Grown<'_>,
         measured: &Measured,
         wall_seconds: f64,
     ) -> anyhow::Result<Report> {
-        let name = name(self.heads());
+        let (name, config) = (name(self.heads()), grown.config());
         let results = SpeedResults {
-            settings: settings(self.recipe, job.config.train.sequence),
+            settings: settings(self.recipe, self.recipe.largest()?.train.sequence),
             machine: machine(self.options.device),
             timing: timing(&name, measured),
             differences: measured.differences.clone(),
@@ -217,31 +271,30 @@ impl<'r> Run<'r> {
             out_of_domain: self.other.and_then(|other| {
                 out_of_domain(self.recipe, &other.manifest, [(name.clone(), measured)].into_iter())
             }),
-            loss_curves: vec![LossCurve {
-                model: name.clone(),
-                points: loss_curve(&job.folder.metrics())?,
-            }],
+            loss_curves: vec![LossCurve { model: name.clone(), points: grown.loss_curve()? }],
             sample: measured.sample.clone(),
-            notes: self.notes(job)?,
+            notes: self.notes(grown)?,
         };
         Ok(Report {
             experiment: self.options.experiment.clone(),
             preset: self.options.preset.to_string(),
-            seed: job.config.train.seed,
+            pretrained_heads: matches!(grown, Grown::Kept(_)),
+            seed: config.train.seed,
             device: device_name(self.options.device).to_owned(),
             versions: Versions::current(),
             wall_seconds,
             corpus: self.corpus.row(),
             decoding: decoding_rows(&name, &self.recipe.decoding, measured),
-            models: vec![model_row(job, trained, measured)],
+            models: vec![model_row(config, grown.trained(), measured)],
             results: to_value(results)?,
             // The paper trains from scratch: no table of its is about this.
             paper: to_value(crate::PaperFigures::for_heads(&[]))?,
         })
     }
 
-    fn notes(&self, job: &Job<'_>) -> anyhow::Result<Vec<String>> {
-        let heads = &job.config.heads;
+    fn notes(&self, grown: &Grown<'_>) -> anyhow::Result<Vec<String>> {
+        let config = grown.config();
+        let heads = &config.heads;
         let file = self.published.file.file_name().unwrap_or_default().to_string_lossy();
         let mut notes = vec![format!(
             "The model is {file} (sha256 {}), dequantised to float32; only heads 2 to {} (type {}) \
@@ -250,12 +303,25 @@ impl<'r> Run<'r> {
             file_sha256(&self.published.file)?,
             heads.count,
             heads.kind,
-            job.config.data.batches,
+            config.data.batches,
             match heads.targets {
                 foretoken_train::TargetKind::Model => "the model's own distributions",
                 foretoken_train::TargetKind::Text => "the text",
             }
         )];
+        if let Grown::Kept(kept) = grown {
+            let Record { made_by, device, corpus_sha256, .. } = &kept.record;
+            notes.push(format!(
+                "The heads are kept in bfloat16 from an earlier run ({made_by}, on {device}): what \
+                 is said of their training is that run's."
+            ));
+            if *corpus_sha256 != self.corpus.manifest.sha256 {
+                notes.push(format!(
+                    "They were trained on another text (sha256 {corpus_sha256}), which may hold what \
+                     is held out here."
+                ));
+            }
+        }
         if heads.draft_vocabulary > 0 {
             notes.push(format!(
                 "Drafts are chosen among {} tokens, {}; what is drafted is verified with the whole \
@@ -271,8 +337,8 @@ impl<'r> Run<'r> {
         if alternatives > 0 {
             notes.push(format!(
                 "A pass of own text verifies up to {alternatives} alternatives to its drafts \
-                 beside them; held-out text is walked without, so that its figures are of drafts \
-                 alone."
+                 beside them, and a draft counts as accepted where an alternative is right in its \
+                 place; held-out text is walked without, so that its figures are of drafts alone."
             ));
         }
         if self.other.is_none() {

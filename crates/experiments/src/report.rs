@@ -16,6 +16,11 @@ pub struct Report {
     pub experiment: String,
     /// The preset's name.
     pub preset: String,
+    /// Whether the heads were trained before, and are kept: [`ReproduceOptions::pretrained_heads`].
+    ///
+    /// [`ReproduceOptions::pretrained_heads`]: crate::ReproduceOptions::pretrained_heads
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pretrained_heads: bool,
     /// The seed of weights, batches and prompts.
     pub seed: u64,
     /// `cpu` or `cuda`.
@@ -117,7 +122,8 @@ pub struct DecodingRow {
     pub held_out_tokens_per_forward: f64,
     /// Share of distinct 8-grams in the model's own greedy text.
     pub distinct_8grams: f64,
-    /// Share of passes in which all drafts up to each head's were accepted, own greedy text.
+    /// Share of passes that brought a token at each head's place, own greedy text: its draft, or an
+    /// alternative to it where these are verified.
     pub acceptance: Vec<f64>,
     /// New tokens a second, the prompt's pass left out.
     pub tokens_per_second: f64,
@@ -157,6 +163,16 @@ impl Report {
         Ok(text)
     }
 
+    /// What its published files are called: `pretrained-long`.
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.experiment, variant(&self.preset, self.pretrained_heads))
+    }
+
+    /// The command that makes it again.
+    pub fn command(&self) -> String {
+        command(&self.experiment, &self.preset, self.pretrained_heads)
+    }
+
     /// The model of this name.
     pub fn model(&self, name: &str) -> Option<&ModelRow> {
         self.models.iter().find(|model| model.name == name)
@@ -166,6 +182,17 @@ impl Report {
     pub fn decoding_of<'a>(&'a self, model: &'a str) -> impl Iterator<Item = &'a DecodingRow> {
         self.decoding.iter().filter(move |row| row.model == model)
     }
+}
+
+/// A preset, told from the same one with kept heads: what a run's folder is called.
+pub(crate) fn variant(preset: &str, pretrained_heads: bool) -> String {
+    format!("{preset}{}", if pretrained_heads { "-kept-heads" } else { "" })
+}
+
+/// The command that runs an experiment.
+pub(crate) fn command(experiment: &str, preset: &str, pretrained_heads: bool) -> String {
+    let kept = if pretrained_heads { " --pretrained-heads" } else { "" };
+    format!("cargo xtask reproduce {experiment} --preset {preset}{kept}")
 }
 
 #[cfg(test)]
@@ -187,6 +214,19 @@ mod tests {
         let report = example::report();
         std::fs::write(&path, report.to_json().unwrap()).unwrap();
         assert_eq!(Report::read(&path).unwrap(), report);
+    }
+
+    #[test]
+    fn a_report_of_kept_heads_says_so_in_its_name_and_its_command() {
+        let report = Report { pretrained_heads: true, ..example::report() };
+        assert_eq!(report.name(), "speed-quick-kept-heads");
+        assert_eq!(
+            report.command(),
+            "cargo xtask reproduce speed --preset quick --pretrained-heads"
+        );
+        let text = report.to_json().unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
+        assert!(!example::report().to_json().unwrap().contains("pretrained_heads"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use anyhow::Context;
 use foretoken_data::Manifest;
 use foretoken_decode::{DecoderOptions, DraftPrecision};
 use foretoken_eval::HeldOut;
+use foretoken_train::TrainConfig;
 
 use crate::clock::Clock;
 use crate::measure::Measured;
@@ -11,27 +12,22 @@ use crate::render::text::duration;
 use crate::report::{DecodingRow, ModelRow};
 use crate::results::{HeldOutRow, OutOfDomain, Settings, Timing};
 use crate::say::progress;
-use crate::training::{Job, Trained};
+use crate::training::Trained;
 use crate::{DecodingPlan, Recipe, ReproduceOptions};
 
-/// Makes the folder of a run, says what is to come, and opens its clock. `what`: the part of the
-/// recipe that takes the time.
-pub(crate) fn begin(
-    options: &ReproduceOptions,
-    recipe: &Recipe,
-    what: &str,
-) -> anyhow::Result<Clock> {
+/// Makes the folder of a run, says `what` is to come, and opens its clock.
+pub(crate) fn begin(options: &ReproduceOptions, what: &str) -> anyhow::Result<Clock> {
     let folder = options.folder();
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make the folder {}", folder.display()))?;
     let clock = Clock::open(&folder)?;
-    progress!(
-        "{} at preset {}: {what}, about {} in all",
-        options.experiment,
-        options.preset,
-        duration(recipe.minutes * 60.0)
-    );
+    progress!("{} at preset {}: {what}", options.experiment, options.preset);
     Ok(clock)
+}
+
+/// How long a recipe takes.
+pub(crate) fn about(recipe: &Recipe) -> String {
+    format!("about {} in all", duration(recipe.minutes * 60.0))
 }
 
 /// A model's name: `n4`.
@@ -40,8 +36,7 @@ pub(crate) fn name(heads: usize) -> String {
 }
 
 /// What a model is and what its training came to.
-pub(crate) fn model_row(job: &Job, trained: &Trained, measured: &Measured) -> ModelRow {
-    let config = &job.config;
+pub(crate) fn model_row(config: &TrainConfig, trained: &Trained, measured: &Measured) -> ModelRow {
     ModelRow {
         name: name(config.heads.count),
         heads: config.heads.count,

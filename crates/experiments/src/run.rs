@@ -1,6 +1,6 @@
 //! The entry: which experiment, and its end.
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use crate::measure::Stopped;
 use crate::render::{self, Rendered};
@@ -31,7 +31,16 @@ pub fn reproduce(options: &ReproduceOptions) -> anyhow::Result<Outcome> {
 /// As [`reproduce`].
 pub fn reproduce_with(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Result<Outcome> {
     let run = match recipe.pretrained() {
-        None => speed::run,
+        None => {
+            let of_heads = options.pretrained_heads.is_some() || options.keep_heads.is_some();
+            ensure!(
+                !of_heads,
+                "--pretrained-heads and --keep-heads are of heads for a published model: {} trains \
+                 models from scratch",
+                options.experiment
+            );
+            speed::run
+        }
         Some(_) => pretrained::run,
     };
     match run(options, recipe) {
@@ -76,7 +85,7 @@ fn finish(options: &ReproduceOptions, report: &Report) -> anyhow::Result<Outcome
 fn publish(place: &std::path::Path, report: &Report, rendered: &Rendered) -> anyhow::Result<()> {
     std::fs::create_dir_all(place)
         .with_context(|| format!("cannot make the folder {}", place.display()))?;
-    let name = format!("{}-{}", report.experiment, report.preset);
+    let name = report.name();
     let file = |ending: &str| place.join(format!("{name}.{ending}"));
     crate::files::write_atomically(&file("json"), &report.to_json()?)?;
     crate::files::write_atomically(&file("md"), &rendered.markdown)?;

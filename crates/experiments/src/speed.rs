@@ -19,7 +19,7 @@ use crate::render::text::duration;
 use crate::report::{ModelRow, Report, Versions};
 use crate::results::{LossCurve, SpeedResults};
 use crate::rows::{
-    begin, decoding_rows, held_out_rows, model_row, name, out_of_domain, settings, timing,
+    about, begin, decoding_rows, held_out_rows, model_row, name, out_of_domain, settings, timing,
 };
 use crate::say::progress;
 use crate::stretches::stretches;
@@ -31,7 +31,7 @@ const MEASUREMENTS: &str = "5";
 
 /// Runs the experiment and returns its report.
 pub(crate) fn run(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Result<Report> {
-    let mut clock = begin(options, recipe, &format!("{} models", recipe.heads.len()))?;
+    let mut clock = begin(options, &format!("{} models, {}", recipe.heads.len(), about(recipe)))?;
     clock.start("corpus", true)?;
     progress!("preparing the corpus");
     let corpus = training_corpus(options, &recipe.largest()?)?;
@@ -163,7 +163,8 @@ impl<'r> Run<'r> {
         wall_seconds: f64,
     ) -> anyhow::Result<Report> {
         let models = jobs.iter().zip(trained).zip(measured);
-        let models: Vec<ModelRow> = models.map(|((job, t), m)| model_row(job, t, m)).collect();
+        let models: Vec<ModelRow> =
+            models.map(|((job, t), m)| model_row(&job.config, t, m)).collect();
         let decoding = jobs.iter().zip(measured);
         let decoding = decoding.flat_map(|(job, measured)| {
             decoding_rows(&name(job.config.heads.count), &self.recipe.decoding, measured)
@@ -171,6 +172,7 @@ impl<'r> Run<'r> {
         Ok(Report {
             experiment: self.options.experiment.clone(),
             preset: self.options.preset.to_string(),
+            pretrained_heads: false,
             seed: jobs[0].config.train.seed,
             device: device_name(self.options.device).to_owned(),
             versions: Versions::current(),

@@ -1,8 +1,11 @@
-//! The reports in `docs/results` are reports of this version.
+//! The reports in `docs/results` are reports of this version, and the heads in `pretrained` are
+//! theirs.
 
 use std::path::Path;
 
-use foretoken_experiments::{EXPERIMENTS, Report, render};
+use foretoken_data::file_sha256;
+use foretoken_experiments::{EXPERIMENTS, Preset, Recipe, Report, render};
+use serde_json::Value;
 
 #[test]
 fn committed_reports_are_read_and_rendered_and_no_output_in_them_differs() {
@@ -16,7 +19,7 @@ fn committed_reports_are_read_and_rendered_and_no_output_in_them_differs() {
             continue;
         }
         let report = Report::read(&path).unwrap();
-        assert_eq!(name, format!("{}-{}.json", report.experiment, report.preset));
+        assert_eq!(name, format!("{}.json", report.name()));
         let rendered = render(&report).unwrap();
         let headline = rendered.markdown.lines().next().unwrap();
         let committed = std::fs::read_to_string(path.with_extension("md")).unwrap();
@@ -26,4 +29,27 @@ fn committed_reports_are_read_and_rendered_and_no_output_in_them_differs() {
             assert!(row.identical_outputs, "{name}: {} with k = {}", row.model, row.heads_used);
         }
     }
+}
+
+#[test]
+fn committed_heads_are_those_of_the_committed_report_and_recipe() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let kept = root.join("pretrained/smollm2");
+    let text = |name: &str| std::fs::read_to_string(kept.join(name)).unwrap();
+    let record: Value = serde_json::from_str(&text("training.json")).unwrap();
+    let heads = kept.join("heads.safetensors");
+    assert_eq!(record["heads_sha256"], file_sha256(&heads).unwrap());
+    assert!(std::fs::metadata(&heads).unwrap().len() <= 25 << 20);
+
+    let report = Report::read(&root.join("docs/results/pretrained-long.json")).unwrap();
+    let (model, trained) = (&report.models[0], &record["trained"]);
+    assert_eq!(record["made_by"], report.command());
+    assert_eq!(record["corpus_sha256"], report.corpus.sha256);
+    assert_eq!(
+        (&trained["steps"], &trained["tokens_seen"]),
+        (&model.steps.into(), &model.tokens_seen.into())
+    );
+    assert_eq!(trained["seconds"], model.train_seconds);
+    let recipe = Recipe::named("pretrained", Preset::Long).unwrap();
+    assert_eq!(text("config.toml"), recipe.config_toml(model.heads).unwrap());
 }

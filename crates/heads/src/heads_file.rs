@@ -103,13 +103,35 @@ impl MultiTokenModel {
         self.save_heads_for(path, self.stock_sha256()?)
     }
 
+    /// As [`MultiTokenModel::save_heads`], with matrices of another kind: in bfloat16 the file has
+    /// half the size, and decoding on a CPU, which packs them so anyway, drafts the same.
+    ///
+    /// # Errors
+    /// As [`MultiTokenModel::save_heads`].
+    pub fn save_heads_in(&self, kind: Kind, path: &Path) -> Result<()> {
+        let tensors = named(&self.head_parameters())?;
+        let tensors = tensors.into_iter().map(|(name, tensor)| match tensor.dim() {
+            2 => Ok((name, tensor.f_to_kind(kind)?)),
+            _ => Ok((name, tensor)),
+        });
+        self.write_heads(path, tensors.collect::<Result<_>>()?, self.stock_sha256()?)
+    }
+
     /// As [`MultiTokenModel::save_heads`], where [`MultiTokenModel::stock_sha256`] is known: that
     /// of a model that stays as it is need not be computed at every checkpoint.
     ///
     /// # Errors
     /// As [`MultiTokenModel::save_heads`].
     pub fn save_heads_for(&self, path: &Path, stock_sha256: String) -> Result<()> {
-        let mut tensors = named(&self.head_parameters())?;
+        self.write_heads(path, named(&self.head_parameters())?, stock_sha256)
+    }
+
+    fn write_heads(
+        &self,
+        path: &Path,
+        mut tensors: Vec<(String, Tensor)>,
+        stock_sha256: String,
+    ) -> Result<()> {
         if let Some(vocabulary) = &self.draft_vocabulary {
             tensors.push((DraftVocabulary::NAME.to_owned(), vocabulary.to_tensor()?));
         }

@@ -114,6 +114,39 @@ fn heads_are_joined_to_the_model_that_they_were_trained_on_and_to_no_other() {
 }
 
 #[test]
+fn matrices_in_bfloat16_are_the_same_ones_rounded_in_half_the_room() {
+    let _turn = turn();
+    for kind in ["block", "medusa", "linear"] {
+        let folder = tempfile::tempdir().unwrap();
+        let [whole, half] = ["whole", "half"].map(|name| folder.path().join(name));
+        let mut model = grown(kind, 3);
+        train_a_little(&model);
+        model.set_draft_vocabulary(Some(vec![3, 7, 20])).unwrap();
+        model.save_heads(&whole).unwrap();
+        model.save_heads_in(Kind::BFloat16, &half).unwrap();
+
+        let joined = stock(|_| ()).with_heads(&half, &Registry::stock()).unwrap();
+        assert_eq!(joined.draft_vocabulary().unwrap().tokens(), [3, 7, 20]);
+        for head in 1..3 {
+            let [found, before] =
+                [&joined, &model].map(|model| model.head(head).unwrap().parameters(""));
+            assert_eq!(found.len(), before.len());
+            for (found, before) in found.iter().zip(&before) {
+                let rounded = before.tensor.to_kind(Kind::BFloat16).to_kind(Kind::Float);
+                let expected = if before.tensor.dim() == 2 { &rounded } else { &before.tensor };
+                assert_eq!(&found.tensor, expected, "{kind}");
+            }
+        }
+        let numbers = |path: &Path| -> usize {
+            let tensors = read_safetensors(path).unwrap();
+            let matrices = tensors.iter().filter(|(_, tensor)| tensor.dim() == 2);
+            matrices.map(|(_, tensor)| tensor.numel() * tensor.kind().elt_size_in_bytes()).sum()
+        };
+        assert_eq!(numbers(&half) * 2, numbers(&whole), "{kind}");
+    }
+}
+
+#[test]
 fn a_grown_model_survives_its_folder() {
     let _turn = turn();
     for kind in ["block", "medusa", "linear"] {

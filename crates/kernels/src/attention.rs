@@ -200,22 +200,30 @@ pub fn causal_attention_reference(
 /// Attention of new positions over a cache, to which they are appended.
 ///
 /// `qkv`: `[batch, new, …]` as in [`causal_attention`]; position of the first row = `cache.len()`.
-/// Row i sees the cache and the new rows up to itself. Returns `[batch, new, heads·head_dim]`.
+/// Row i sees the cache and the new rows up to itself, unless the cache was told of others beside
+/// them ([`KvCache::branch`]). Returns `[batch, new, heads·head_dim]`.
 ///
 /// # Errors
-/// When the width does not match, or cache or rotary tables are too short; the cache is unchanged
-/// then.
+/// When the width does not match, or cache or rotary tables are too short; the cache holds what it
+/// held then.
 pub fn cached_attention(
     qkv: &Tensor,
     shape: AttentionShape,
     rotary: &Rotary,
     cache: &mut KvCache,
 ) -> Result<Tensor> {
+    let branch = cache.take_branch();
     let (batch, new) = shape.check(qkv)?;
     let start = cache.len();
-    rotary.check(start, new)?;
     let [q, k, v] = shape.split(qkv)?;
-    let (q, k) = (rotary.apply(&q, start)?, rotary.apply(&k, start)?);
+    let (q, k) = match &branch {
+        None => (rotary.apply(&q, start)?, rotary.apply(&k, start)?),
+        Some(branch) => {
+            branch.check(start, new, rotary.positions())?;
+            let positions = branch.positions();
+            (rotary.apply_at(&q, positions)?, rotary.apply_at(&k, positions)?)
+        }
+    };
     let (keys, values) = cache.append(&k, &v)?;
     // Queries that share a key head are its rows: nothing of the cache is copied.
     let AttentionShape { heads, kv_heads, head_dim } = shape;
@@ -236,10 +244,13 @@ pub fn cached_attention(
         return Ok(out.f_reshape([batch, 1, heads * head_dim])?);
     }
     let scores = q.f_matmul(&keys.f_transpose(-1, -2)?)? / (head_dim as f64).sqrt();
-    let future = Tensor::f_ones([new, total], (Kind::Bool, qkv.device()))?.f_triu(start + 1)?;
+    let unseen = match &branch {
+        None => Tensor::f_ones([new, total], (Kind::Bool, qkv.device()))?.f_triu(start + 1)?,
+        Some(branch) => branch.unseen().shallow_clone(),
+    };
     let apart = scores.f_view([batch, kv_heads, groups, new, total])?;
     let scores =
-        apart.f_masked_fill(&future, f64::NEG_INFINITY)?.f_view(scores.size().as_slice())?;
+        apart.f_masked_fill(&unseen, f64::NEG_INFINITY)?.f_view(scores.size().as_slice())?;
     let out = scores.f_softmax(-1, qkv.kind())?.f_matmul(&values)?;
     let out = out.f_view([batch, heads, new, head_dim])?.f_transpose(1, 2)?;
     Ok(out.f_reshape([batch, new, heads * head_dim])?)

@@ -3,6 +3,94 @@
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
+/// Rows of an attention behind a cache of which the last do not follow the others: each stands in
+/// place of one of them.
+///
+/// Of the first rows, the chain, row i has position `start + i` and sees the cache and the chain up
+/// to itself, as always. A row in place of row p has position `start + p` and sees the cache, the
+/// chain before row p, and itself: it computes what row p would, were its token this one's.
+#[derive(Debug)]
+pub struct Branch {
+    /// `[rows]`, int64
+    positions: Tensor,
+    /// What a row does not see: `[rows, start + rows]`, bool
+    unseen: Tensor,
+    /// The last position and one more.
+    end: i64,
+}
+
+impl Branch {
+    /// `chain` rows from position `start` on, and one row for each of `places`: the row of the chain
+    /// that it stands in place of, or `chain` for one behind them all.
+    ///
+    /// # Errors
+    /// When a place lies beyond the chain or the memory cannot be had.
+    pub fn new(start: i64, chain: i64, places: &[i64], device: Device) -> Result<Self> {
+        if let Some(place) = places.iter().find(|&&place| place < 0 || place > chain) {
+            return Err(Error::Shape {
+                what: "the place of a row beside a chain",
+                expected: format!("0 to {chain}"),
+                found: place.to_string(),
+            });
+        }
+        let rows = chain + places.len() as i64;
+        let positions: Vec<i64> =
+            (0..chain).chain(places.iter().copied()).map(|place| start + place).collect();
+        let end = positions.iter().max().map_or(start, |last| last + 1);
+        let positions = Tensor::f_from_slice(&positions)?;
+        // A row sees what has a position before its own, the rows beside the chain left out, and
+        // itself.
+        let chain_ends = start + chain;
+        let columns = Tensor::f_arange(start + rows, (Kind::Int64, Device::Cpu))?;
+        let before = columns.f_lt_tensor(&positions.f_unsqueeze(1)?)?;
+        let in_chain = columns.f_lt(chain_ends)?;
+        let itself =
+            Tensor::f_eye_m(rows, start + rows, (Kind::Bool, Device::Cpu))?.f_roll([start], [1])?;
+        let seen = before.f_logical_and(&in_chain)?.f_logical_or(&itself)?;
+        Ok(Self {
+            positions: positions.f_to_device(device)?,
+            unseen: seen.f_logical_not()?.f_to_device(device)?,
+            end,
+        })
+    }
+
+    /// The same one: the tensors are these.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        let (positions, unseen) = (self.positions.shallow_clone(), self.unseen.shallow_clone());
+        Self { positions, unseen, end: self.end }
+    }
+
+    /// `[rows]`, int64.
+    pub(crate) fn positions(&self) -> &Tensor {
+        &self.positions
+    }
+
+    /// `[rows, start + rows]`, bool.
+    pub(crate) fn unseen(&self) -> &Tensor {
+        &self.unseen
+    }
+
+    /// Checks that it is for `rows` rows behind `start` positions, within `positions` of them.
+    pub(crate) fn check(&self, start: i64, rows: i64, positions: i64) -> Result<()> {
+        if self.unseen.size() != [rows, start + rows] {
+            return Err(Error::Shape {
+                what: "rows beside a chain",
+                expected: format!("{:?}, rows and what they may see", self.unseen.size()),
+                found: format!("[{rows}, {}]", start + rows),
+            });
+        }
+        if self.end > positions {
+            return Err(Error::Capacity {
+                what: "the rotary table",
+                needed: self.end,
+                capacity: positions,
+            });
+        }
+        Ok(())
+    }
+}
+
 /// A key–value cache of one attention layer, with room for `capacity` positions.
 ///
 /// Keys are stored after the rotary turn. [`KvCache::truncate`] takes back positions that a
@@ -12,6 +100,8 @@ pub struct KvCache {
     keys: Tensor,
     values: Tensor,
     len: i64,
+    /// Of the rows that are appended next.
+    branch: Option<Branch>,
 }
 
 impl KvCache {
@@ -28,7 +118,7 @@ impl KvCache {
         device: Device,
     ) -> Result<Self> {
         let zeros = || Tensor::f_zeros([batch, kv_heads, capacity, head_dim], (kind, device));
-        Ok(Self { keys: zeros()?, values: zeros()?, len: 0 })
+        Ok(Self { keys: zeros()?, values: zeros()?, len: 0, branch: None })
     }
 
     /// Positions held.
@@ -46,9 +136,43 @@ impl KvCache {
         self.keys.size()[2]
     }
 
-    /// Forgets all positions from `len` on; no effect when fewer are held.
+    /// Forgets all positions from `len` on, where so many are held, and what [`KvCache::branch`] said.
     pub fn truncate(&mut self, len: i64) {
         self.len = self.len.min(len.max(0));
+        self.branch = None;
+    }
+
+    /// Says how the rows of the next [`cached_attention`](crate::cached_attention) stand to each
+    /// other. Those beside the chain are held behind it until [`KvCache::keep`] or
+    /// [`KvCache::truncate`] takes them back, and nothing may be appended before that.
+    pub fn branch(&mut self, branch: &Branch) {
+        self.branch = Some(branch.share());
+    }
+
+    pub(crate) fn take_branch(&mut self) -> Option<Branch> {
+        self.branch.take()
+    }
+
+    /// Forgets all positions from `len` on, but for what is held at `other`, which comes to stand
+    /// there.
+    ///
+    /// # Errors
+    /// When nothing is held at `other`, or it lies before `len`.
+    pub fn keep(&mut self, len: i64, other: i64) -> Result<()> {
+        if other < len || other >= self.len {
+            return Err(Error::Shape {
+                what: "the position that a key-value cache keeps",
+                expected: format!("{len} to {}", self.len - 1),
+                found: other.to_string(),
+            });
+        }
+        if other > len {
+            for all in [&self.keys, &self.values] {
+                all.f_narrow(2, len, 1)?.f_copy_(&all.f_narrow(2, other, 1)?)?;
+            }
+        }
+        self.truncate(len + 1);
+        Ok(())
     }
 
     /// Appends keys and values `[batch, kv_heads, new, head_dim]` and returns views of all that is

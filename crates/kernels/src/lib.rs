@@ -48,7 +48,7 @@ pub use attention::{
     AttentionShape, cached_attention, causal_attention, causal_attention_reference,
 };
 pub use buffers::accumulator;
-pub use cache::KvCache;
+pub use cache::{Branch, KvCache};
 pub use cross_entropy::{
     CrossEntropy, CrossEntropyOptions, IGNORED, linear_cross_entropy,
     linear_cross_entropy_reference, linear_cross_entropy_with, linear_cross_entropy_with_reference,

@@ -153,12 +153,22 @@ impl Rotary {
     pub fn apply(&self, x: &Tensor, start: i64) -> Result<Tensor> {
         let seq = x.size4()?.2;
         self.check(start, seq)?;
-        let cos = self.cos.f_narrow(0, start, seq)?;
-        let sin = self.sin.f_narrow(0, start, seq)?;
+        let rows = |table: &Tensor| table.f_narrow(0, start, seq);
+        self.turn(x, &rows(&self.cos)?, &rows(&self.sin)?)
+    }
+
+    /// As [`Rotary::apply`], at `positions` `[seq]` (int64), which lie within the tables.
+    pub(crate) fn apply_at(&self, x: &Tensor, positions: &Tensor) -> Result<Tensor> {
+        let rows = |table: &Tensor| table.f_index_select(0, positions);
+        self.turn(x, &rows(&self.cos)?, &rows(&self.sin)?)
+    }
+
+    /// Turns `x` `[batch, heads, seq, head_dim]` by angles `[seq, head_dim / 2]`.
+    fn turn(&self, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         let halves = x.f_to_kind(self.cos.kind())?.f_chunk(2, -1)?;
         let (a, b) = (&halves[0], &halves[1]);
-        let turned_a = a.f_mul(&cos)?.f_sub(&b.f_mul(&sin)?)?;
-        let turned_b = b.f_mul(&cos)?.f_add(&a.f_mul(&sin)?)?;
+        let turned_a = a.f_mul(cos)?.f_sub(&b.f_mul(sin)?)?;
+        let turned_b = b.f_mul(cos)?.f_add(&a.f_mul(sin)?)?;
         Ok(Tensor::f_cat(&[turned_a, turned_b], -1)?.f_to_kind(x.kind())?)
     }
 }

@@ -2,7 +2,7 @@
 //! plain operators.
 
 use foretoken_kernels::{
-    AttentionShape, IGNORED, KvCache, Rotary, cached_attention, causal_attention,
+    AttentionShape, Branch, IGNORED, KvCache, Rotary, cached_attention, causal_attention,
     causal_attention_reference, linear_cross_entropy, linear_cross_entropy_reference,
     linear_distillation, rms_norm, rms_norm_reference, swiglu, swiglu_reference,
 };
@@ -180,6 +180,59 @@ fn cached_attention_in_pieces_equals_attention_over_the_whole() {
     let error = cached_attention(&too_many, shape, &rotary, &mut cache).unwrap_err();
     assert!(error.to_string().contains("13 positions"), "{error}");
     assert_eq!(cache.len(), 9);
+}
+
+#[test]
+fn rows_beside_a_chain_are_what_they_would_be_in_it_and_can_take_its_place() {
+    tch::manual_seed(6);
+    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 6 };
+    let rotary = Rotary::new(6, 100.0, 16, Kind::Double, Device::Cpu).unwrap();
+    let (start, chain, places) = (3, 4, [1, 3, 3, 4]);
+    let rows = chain + places.len() as i64;
+    let qkv = Tensor::randn([1, start + rows, shape.qkv_width()], DOUBLE);
+    let of = |first: i64, count: i64| qkv.narrow(1, first, count);
+    let plainly = |text: &[Tensor], last: i64| {
+        let text = Tensor::cat(text, 1);
+        let whole = causal_attention_reference(&text, shape, &rotary).unwrap();
+        whole.narrow(1, text.size()[1] - last, last)
+    };
+    let mut cache = KvCache::new(1, 2, 12, 6, Kind::Double, Device::Cpu).unwrap();
+    drop(cached_attention(&of(0, start), shape, &rotary, &mut cache).unwrap());
+    let branch = Branch::new(start, chain, &places, Device::Cpu).unwrap();
+    cache.branch(&branch);
+    let found = cached_attention(&of(start, rows), shape, &rotary, &mut cache).unwrap();
+    let of_chain = plainly(&[of(0, start + chain)], chain);
+    assert!(largest_difference(&found.narrow(1, 0, chain), &of_chain) < 1e-12);
+    for (row, place) in (chain..).zip(places) {
+        let expected = plainly(&[of(0, start + place), of(start + row, 1)], 1);
+        assert!(largest_difference(&found.narrow(1, row, 1), &expected) < 1e-12, "row {row}");
+    }
+
+    // The third of them, in place of row 3, goes on.
+    let taken = start + chain + 2;
+    cache.keep(start + 3, taken).unwrap();
+    let next = Tensor::randn([1, 2, shape.qkv_width()], DOUBLE);
+    let found = cached_attention(&next, shape, &rotary, &mut cache).unwrap();
+    let expected = plainly(&[of(0, start + 3), of(taken, 1), next], 2);
+    assert!(largest_difference(&found, &expected) < 1e-12);
+
+    assert!(Branch::new(0, 2, &[3], Device::Cpu).is_err());
+    assert!(Branch::new(0, 2, &[-1], Device::Cpu).is_err());
+    assert!(cache.keep(5, cache.len()).is_err() && cache.keep(5, 4).is_err());
+    let len = cache.len();
+    cache.branch(&branch);
+    assert!(cached_attention(&of(0, 2), shape, &rotary, &mut cache).is_err());
+    assert_eq!(cache.len(), len);
+    // One that was refused, or taken back, is not that of the next rows.
+    cache.branch(&branch);
+    cache.truncate(4);
+    let found = cached_attention(&of(4, 3), shape, &rotary, &mut cache).unwrap();
+    assert_eq!(found.size(), [1, 3, 24]);
+    let short = Rotary::new(6, 100.0, 6, Kind::Double, Device::Cpu).unwrap();
+    cache.truncate(3);
+    cache.branch(&branch);
+    let error = cached_attention(&of(3, rows), shape, &short, &mut cache).unwrap_err();
+    assert!(error.to_string().contains("rotary"), "{error}");
 }
 
 #[test]

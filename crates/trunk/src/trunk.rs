@@ -1,7 +1,7 @@
 //! Embedding and blocks that all heads share.
 
 use crate::{Architecture, Block, Error, Initialiser, Parameter, Result, Role, TrunkPart};
-use foretoken_kernels::{KvCache, Rotary, embedding};
+use foretoken_kernels::{Branch, KvCache, Rotary, embedding};
 use tch::{Device, Kind, Tensor};
 
 /// The shared part of a multi-token model: tokens in, trunk output out.
@@ -164,5 +164,23 @@ impl TrunkCache {
         for cache in &mut self.blocks {
             cache.truncate(len);
         }
+    }
+
+    /// Says how the rows of the next forward stand to each other ([`KvCache::branch`]).
+    pub fn branch(&mut self, branch: &Branch) {
+        for cache in &mut self.blocks {
+            cache.branch(branch);
+        }
+    }
+
+    /// Forgets all positions from `len` on, but for that at `other`, which comes to stand there.
+    ///
+    /// # Errors
+    /// When nothing is held at `other`, or it lies before `len`.
+    pub fn keep(&mut self, len: i64, other: i64) -> Result<()> {
+        for cache in &mut self.blocks {
+            cache.keep(len, other)?;
+        }
+        Ok(())
     }
 }

@@ -183,6 +183,7 @@ pub(crate) fn report() -> Report {
     Report {
         experiment: "speed".to_owned(),
         preset: "quick".to_owned(),
+        pretrained_heads: false,
         seed: 1,
         device: "cpu".to_owned(),
         versions: Versions::current(),

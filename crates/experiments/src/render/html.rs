@@ -27,7 +27,7 @@ pub(crate) fn page(source: &Source) -> String {
         "<p class=\"eyebrow\">foretoken · experiment {experiment} · preset {preset}</p>\n\
          <h1>{headline}</h1>\n<p class=\"lead\">{lead}</p>\n",
         experiment = escape(&report.experiment),
-        preset = escape(&report.preset),
+        preset = escape(&story::preset(report)),
         headline = escape(&story::headline(report)),
         lead = escape(&story::lead(source)),
     );

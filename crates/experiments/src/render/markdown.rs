@@ -10,10 +10,11 @@ use super::{Source, story};
 pub(crate) fn page(source: &Source) -> String {
     let report = source.report;
     let mut page = format!(
-        "# {}\n\n*Experiment `{}`, preset `{}`.* {}\n\n",
+        "# {}\n\n*Experiment `{}`, preset `{}`{}.* {}\n\n",
         story::headline(report),
         report.experiment,
         report.preset,
+        if report.pretrained_heads { " with heads that were kept" } else { "" },
         story::lead(source)
     );
     page.push_str("## Decoding\n\n");

@@ -55,6 +55,12 @@ pub(crate) fn headline(report: &Report) -> String {
     }
 }
 
+/// The preset, in words.
+pub(crate) fn preset(report: &Report) -> String {
+    let kept = if report.pretrained_heads { " with heads that were kept" } else { "" };
+    format!("{}{kept}", report.preset)
+}
+
 /// What was trained and measured, in two sentences.
 pub(crate) fn lead(source: &Source) -> String {
     let report = source.report;
@@ -76,11 +82,15 @@ pub(crate) fn lead(source: &Source) -> String {
         None => format!("{} ({} threads)", machine.cpu, machine.threads),
     };
     if is_pretrained(report) {
+        let (verb, everything) = match report.pretrained_heads {
+            false => ("are trained", "Everything"),
+            true => ("were trained", "All but that training"),
+        };
         return format!(
-            "A published model of {} layers and dim {} stays as it is; heads for the next {} tokens are \
-             trained beside it on {} tokens of Python code ({} parameters with them). Then the \
-             model writes on from programming problems, checking up to k tokens in one forward \
-             pass. Everything ran on {place} in {}.",
+            "A published model of {} layers and dim {} stays as it is; heads for the next {} tokens \
+             {verb} beside it on {} tokens of Python code ({} parameters with them). Then the model \
+             writes on from programming problems, checking up to k tokens in one forward pass. \
+             {everything} ran on {place} in {}.",
             published_layers(first),
             first.dim,
             and(&heads),
@@ -104,7 +114,7 @@ pub(crate) fn lead(source: &Source) -> String {
 /// Layers of the published model: heads that are blocks count as layers of the whole.
 fn published_layers(model: &ModelRow) -> usize {
     match model.head_type.as_str() {
-        "block" => (model.layers + 1).saturating_sub(model.heads),
+        "block" | "informed" => (model.layers + 1).saturating_sub(model.heads),
         _ => model.layers,
     }
 }
@@ -294,7 +304,7 @@ pub(crate) fn provenance(source: &Source) -> Vec<(&'static str, String)> {
     let report = source.report;
     let machine = &source.results.machine;
     let mut facts = vec![
-        ("Experiment", format!("{}, preset {}", report.experiment, report.preset)),
+        ("Experiment", format!("{}, preset {}", report.experiment, preset(report))),
         ("Seed", report.seed.to_string()),
         (
             "Corpus",
@@ -320,10 +330,7 @@ pub(crate) fn provenance(source: &Source) -> Vec<(&'static str, String)> {
         facts.push(("GPU", gpu.clone()));
     }
     facts.push(("Time", duration(report.wall_seconds)));
-    facts.push((
-        "Again",
-        format!("cargo xtask reproduce {} --preset {}", report.experiment, report.preset),
-    ));
+    facts.push(("Again", report.command()));
     facts
 }
 
