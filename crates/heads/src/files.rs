@@ -66,6 +66,7 @@ impl MultiTokenModel {
             .map_err(|error| TrunkError::format(&path, error.to_string()))?;
         let mut stock = open_stock(folder)?;
         stock.check_size(config.architecture.numbers(trunk_layers + 1))?;
+        stock.check_context(&config.architecture)?;
         let extra = match count {
             1 => None,
             _ => Some(HeadsFile::open(&folder.join(HEADS))?),
@@ -115,6 +116,7 @@ impl MultiTokenModel {
     ) -> Result<Self> {
         let sizes = &config.architecture;
         source.check_size(sizes.numbers(sizes.layers))?;
+        source.check_context(sizes)?;
         let model = Self::build(config, &Registry::stock(), &Initialiser::unset(kind, device))?;
         let mut reader = WeightReader::new(source);
         reader.fill_all(&model.parameters())?;

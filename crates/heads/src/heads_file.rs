@@ -1,7 +1,8 @@
 //! `heads.safetensors`: the heads beyond the first, and what they belong to.
 
 use crate::{
-    BlockHead, DraftVocabulary, Error, HeadsConfig, InformedHead, MultiTokenModel, Registry, Result,
+    BlockHead, DraftVocabulary, Error, HeadsConfig, InformedHead, LinearHead, MedusaHead,
+    MultiTokenModel, Registry, Result,
 };
 use foretoken_trunk::io::{
     SafetensorsFiles, WeightReader, WeightSource, tensor_bytes, write_safetensors_with,
@@ -56,6 +57,7 @@ impl HeadsFile {
     pub(crate) fn check_size(&self, heads: &HeadsConfig, sizes: &Architecture) -> Result<()> {
         let each = match heads.kind.as_str() {
             BlockHead::KIND | InformedHead::KIND => sizes.block_numbers(),
+            MedusaHead::KIND | LinearHead::KIND => sizes.dim.saturating_mul(sizes.dim),
             _ => 1,
         };
         Ok(self.files.check_size(each.saturating_mul(heads.count.saturating_sub(1)))?)

@@ -4,7 +4,7 @@
 use foretoken_heads::{
     HeadsConfig, ModelConfig, ModelSource, MultiTokenModel, Registry, Result, Tap,
 };
-use foretoken_trunk::io::{read_safetensors, write_safetensors};
+use foretoken_trunk::io::{read_safetensors, write_safetensors, write_safetensors_with};
 use foretoken_trunk::{Architecture, RopeScaling};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -206,6 +206,12 @@ fn a_damaged_heads_file_is_named() {
         let error = stock(|_| ()).with_heads(&path, &Registry::stock()).unwrap_err().to_string();
         assert!(error.contains("heads.safetensors"), "{error}");
     }
+    // One that says that it has far more heads than it has numbers.
+    let metadata = [("heads", r#"{"type":"medusa","count":1000}"#.to_owned())];
+    let one = Tensor::zeros([24, 24], (Kind::Float, Device::Cpu));
+    write_safetensors_with(&path, &[("heads.1.linear.weight".to_owned(), one)], &metadata).unwrap();
+    let error = stock(|_| ()).with_heads(&path, &Registry::stock()).unwrap_err().to_string();
+    assert!(error.contains("holds 576 numbers"), "{error}");
     // A plain file of tensors, which does not say what it is.
     write_safetensors(
         &path,

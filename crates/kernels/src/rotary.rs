@@ -71,10 +71,13 @@ impl Rotary {
         device: Device,
     ) -> Result<Self> {
         let frequencies = Tensor::f_from_slice(frequencies)?;
-        let angles =
+        let mut angles =
             Tensor::f_arange(positions, (Kind::Double, Device::Cpu))?.f_outer(&frequencies)?;
-        let table = |t: Tensor| t.f_to_kind(accumulator(kind))?.f_to_device(device);
-        Ok(Self { cos: table(angles.cos())?, sin: table(angles.sin())?, mask: None })
+        let table = |t: &Tensor| t.f_to_kind(accumulator(kind))?.f_to_device(device);
+        let cos = table(&angles.f_cos()?)?;
+        // In place: a long context's tables are large.
+        let sin = table(&angles.f_sin_()?)?;
+        Ok(Self { cos, sin, mask: None })
     }
 
     /// The same tables for an attention over rows of several documents each: of the positions up to

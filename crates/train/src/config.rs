@@ -400,8 +400,8 @@ pub enum Precision {
     /// 32 bits (the default).
     Float32,
     /// Products in 16 bits with the range of 32, on rounded copies of the weights; weights,
-    /// optimiser state, norms and losses stay in 32. Twice as fast and more on GPUs and on
-    /// processors with AVX-512 BF16 or AMX, slower on others.
+    /// optimiser state, norms and losses stay in 32. Faster on GPUs and on processors with AVX-512
+    /// BF16 or AMX, slower on others.
     Bfloat16,
     /// 64 bits, for checks.
     Float64,

@@ -74,6 +74,7 @@ fn largest(mut shares: Vec<(u32, f64)>, most: usize) -> Vec<u32> {
 mod tests {
     use super::*;
     use crate::TrainConfig;
+    use crate::checkpoint::TrainingState;
     use foretoken_data::Tokenizer;
     use foretoken_heads::{HeadsConfig, ModelConfig};
     use foretoken_trunk::Architecture;
@@ -108,7 +109,8 @@ mod tests {
         let recipe = TrainConfig::from_toml(RECIPE, &[]).unwrap();
         let tokenizer = Tokenizer::named(&recipe.data.tokenizer).unwrap();
         let states = folder.path().join("states");
-        let cache = StateCache::new(&recipe, &tokenizer, states, Device::Cpu).unwrap();
+        let state = TrainingState::new(&recipe, "corpus");
+        let cache = StateCache::new(&state, &tokenizer, states, Device::Cpu).unwrap();
 
         let mut sums = vec![0.0; VOCAB];
         for index in 0..3 {

@@ -7,10 +7,11 @@ use foretoken_data::Tokenizer;
 use foretoken_heads::MultiTokenModel;
 use foretoken_loss::{FrozenStates, FrozenTrunkLoss};
 use foretoken_trunk::io::{read_safetensors, write_safetensors};
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use crate::Error;
-use crate::config::TrainConfig;
+use crate::checkpoint::TrainingState;
 use crate::written::{Read, WrittenText};
 
 const TOKENS: &str = "tokens";
@@ -24,27 +25,33 @@ const TOLD: &str = "told";
 pub(crate) struct StateCache {
     /// None where each batch is seen once.
     folder: Option<PathBuf>,
+    /// The folder of all such folders of this training.
+    root: PathBuf,
     /// None where all text is the corpus's.
     written: Option<WrittenText>,
 }
 
 impl StateCache {
-    /// Keeps what it computes in `folder`, unless each batch is seen once.
+    /// Keeps what it computes below `root`, unless each batch is seen once: in a folder of the text
+    /// and the model that `state` tells of, so that a training which was started otherwise, and
+    /// ended before its first checkpoint, leaves nothing that another one would take for its own.
     pub(crate) fn new(
-        config: &TrainConfig,
+        state: &TrainingState,
         tokenizer: &Tokenizer,
-        folder: PathBuf,
+        root: PathBuf,
         device: Device,
     ) -> Result<Self, Error> {
+        let config = &state.config;
         let (batch, seed) = (config.train.batch, config.train.seed);
         let written = WrittenText::new(&config.data, tokenizer, batch, seed, device);
         let rounds = config.data.batches > 0 && config.train.steps > config.data.batches;
         if !rounds && written.is_none() {
-            return Ok(Self { folder: None, written: None });
+            return Ok(Self { folder: None, root, written: None });
         }
+        let folder = root.join(name(state)?);
         fs::create_dir_all(&folder)
             .map_err(|source| Error::Write { path: folder.clone(), source })?;
-        Ok(Self { folder: Some(folder), written })
+        Ok(Self { folder: Some(folder), root, written })
     }
 
     /// The tokens of batch `index` and the states of `model` for them. `corpus` reads the tokens of the
@@ -85,11 +92,24 @@ impl StateCache {
     /// Removes the files: they take much room, and only this training has a use for them.
     pub(crate) fn remove(&self) -> Result<(), Error> {
         match &self.folder {
-            Some(folder) => fs::remove_dir_all(folder)
-                .map_err(|source| Error::Write { path: folder.clone(), source }),
+            Some(_) => fs::remove_dir_all(&self.root)
+                .map_err(|source| Error::Write { path: self.root.clone(), source }),
             None => Ok(()),
         }
     }
+}
+
+/// A name for all that batches and their states depend on.
+fn name(state: &TrainingState) -> Result<String, Error> {
+    let config = &state.config;
+    let train = &config.train;
+    let text = serde_json::to_string(&(
+        (&state.trunk_sha256, &state.corpus_sha256, &config.data),
+        (train.batch, config.columns(), train.seed, train.precision, &config.heads.kind),
+    ));
+    let text =
+        text.map_err(|error| Error::Torch(format!("cannot describe the batches: {error}")))?;
+    Ok(format!("{:.16}", format!("{:x}", Sha256::digest(text))))
 }
 
 fn path(folder: &Path, index: u64) -> PathBuf {
@@ -134,4 +154,44 @@ fn read(path: &Path, model: &MultiTokenModel) -> Option<Read> {
         told: model.told_blocks().map_or(Some(None), |_| state(TOLD).map(Some))?,
     };
     Some((tokens, states))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TrainConfig;
+
+    fn state(sets: &[&str], corpus: &str, trunk: &str) -> TrainingState {
+        const RECIPE: &str = "[model]\ninit_from = \"m\"\n\
+            [heads]\ncount = 2\ntype = \"medusa\"\ntrain = \"alone\"\n\
+            [data]\nbatches = 4\nprompt_tokens = 4\n\
+            [train]\nsteps = 9\nbatch = 2\nsequence = 8\nseed = 1\n";
+        let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+        let config = TrainConfig::from_toml(RECIPE, &sets).unwrap();
+        let mut state = TrainingState::new(&config, corpus);
+        state.trunk_sha256 = Some(trunk.to_owned());
+        state
+    }
+
+    #[test]
+    fn states_of_another_text_or_model_lie_elsewhere() {
+        let own = name(&state(&[], "a", "m")).unwrap();
+        assert_eq!(own.len(), 16);
+        // How long and how fast heads learn from them does not matter.
+        for set in ["train.steps=99", "optimizer.learning_rate=0.5", "train.checkpoint_every=3"] {
+            assert_eq!(name(&state(&[set], "a", "m")).unwrap(), own, "{set}");
+        }
+        for set in [
+            "train.seed=2",
+            "train.batch=3",
+            "train.sequence=9",
+            "data.generated=0.5",
+            "data.batches=5",
+            "heads.count=3",
+        ] {
+            assert_ne!(name(&state(&[set], "a", "m")).unwrap(), own, "{set}");
+        }
+        assert_ne!(name(&state(&[], "b", "m")).unwrap(), own);
+        assert_ne!(name(&state(&[], "a", "n")).unwrap(), own);
+    }
 }

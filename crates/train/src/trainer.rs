@@ -86,7 +86,7 @@ impl Trainer {
             }
             HeadTraining::Alone => {
                 let (tokenizer, folder) = (&corpus.tokenizer, out.join("states"));
-                let cache = StateCache::new(config, tokenizer, folder, options.device)?;
+                let cache = StateCache::new(&state, tokenizer, folder, options.device)?;
                 let most = config.heads.draft_vocabulary;
                 if saved.is_none() && most > 0 && config.heads.targets == TargetKind::Model {
                     let read = |index| tensor(&batches.batch(index)?);

@@ -92,6 +92,13 @@ impl Architecture {
         blocks.saturating_mul(self.block_numbers()).saturating_add(ends)
     }
 
+    /// Numbers that a text of the whole context has beside the weights: the angles of its positions,
+    /// and a model's keys and values.
+    pub fn context_numbers(&self) -> usize {
+        let joint = self.kv_heads.saturating_mul(2).saturating_mul(self.layers).saturating_add(1);
+        joint.saturating_mul(self.head_width()).saturating_mul(self.context)
+    }
+
     /// The angle between two positions for each pair of a head's coordinates.
     pub fn rotary_frequencies(&self) -> Vec<f64> {
         let mut frequencies = rotary_frequencies(self.head_width(), self.rope_theta);
@@ -210,18 +217,29 @@ impl Architecture {
         let theta =
             config.get("rope_theta").or_else(|| rope.and_then(|rope| rope.get("rope_theta")));
         let attention_heads = size("num_attention_heads")?;
+        // A key may be left out; one that is there has to be of its type.
+        let or = |key: &str, without: usize| match config.get(key) {
+            None | Some(Value::Null) => Ok(without),
+            Some(_) => size(key),
+        };
+        let number = |value: Option<&Value>, key: &str, without: f64| match value {
+            None | Some(Value::Null) => Ok(without),
+            Some(value) => value
+                .as_f64()
+                .ok_or_else(|| Error::format(path, format!("{key} must be a number, not {value}"))),
+        };
         let sizes = Self {
             vocab: size("vocab_size")?,
             dim: size("hidden_size")?,
             layers: size("num_hidden_layers")?,
             attention_heads,
-            kv_heads: size("num_key_value_heads").unwrap_or(attention_heads),
-            head_dim: size("head_dim").unwrap_or(0),
+            kv_heads: or("num_key_value_heads", attention_heads)?,
+            head_dim: or("head_dim", 0)?,
             ffn: size("intermediate_size")?,
             context: size("max_position_embeddings")?,
-            rope_theta: theta.and_then(Value::as_f64).unwrap_or(10_000.0),
+            rope_theta: number(theta, "rope_theta", 10_000.0)?,
             rope_scaling: RopeScaling::from_config(config, path)?,
-            norm_eps: config.get("rms_norm_eps").and_then(Value::as_f64).unwrap_or(1e-6),
+            norm_eps: number(config.get("rms_norm_eps"), "rms_norm_eps", 1e-6)?,
             tied: flag("tie_word_embeddings"),
             qkv_bias,
         };

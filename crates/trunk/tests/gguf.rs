@@ -2,7 +2,7 @@
 
 use foretoken_trunk::gguf::{GgufFile, GgufValue, GgufWeights, write_gguf};
 use foretoken_trunk::io::WeightReader;
-use foretoken_trunk::{Architecture, Initialiser, Trunk};
+use foretoken_trunk::{Architecture, Initialiser, RopeScaling, Trunk};
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,6 +62,57 @@ fn tensors() -> Vec<(String, Tensor)> {
     all
 }
 
+/// A larger file with biases, and with matrices in blocks: a head of 16 coordinates, rows of 32
+/// numbers. The numbers of a block lie where those of the same tensor in F32 would.
+fn in_blocks(folder: &Folder) -> (PathBuf, Vec<u8>) {
+    const WIDE: i64 = 32;
+    let mut metadata = metadata();
+    for (key, value) in &mut metadata {
+        match key.as_str() {
+            "llama.embedding_length" | "llama.feed_forward_length" => {
+                *value = GgufValue::Unsigned(WIDE as u32);
+            }
+            "llama.rope.dimension_count" => *value = GgufValue::Unsigned(16),
+            _ => {}
+        }
+    }
+    let mut tensors: Vec<(String, Tensor)> = tensors()
+        .into_iter()
+        .map(|(name, tensor)| {
+            let rows = match name.as_str() {
+                "token_embd.weight" => VOCAB,
+                _ if name.contains("attn_k") || name.contains("attn_v") => WIDE / 2,
+                _ => WIDE,
+            };
+            let size = if tensor.dim() == 1 { vec![WIDE] } else { vec![rows, WIDE] };
+            (name, random(&size))
+        })
+        .collect();
+    for layer in 0..2 {
+        for (part, rows) in [("q", WIDE), ("k", WIDE / 2), ("v", WIDE / 2)] {
+            tensors.push((format!("blk.{layer}.attn_{part}.bias"), random(&[rows])));
+        }
+    }
+    let path = folder.write(&metadata, &tensors);
+    let mut bytes = std::fs::read(&path).unwrap();
+    for (name, _) in tensors.iter().filter(|(_, tensor)| tensor.dim() == 2) {
+        // Q8_0 and Q4_1 by turns.
+        set_format(&mut bytes, name, if name.contains("ffn") { 3 } else { 8 });
+    }
+    std::fs::write(&path, &bytes).unwrap();
+    (path, bytes)
+}
+
+/// Says that a tensor is in another format: the number after its name, and after the number and the
+/// sizes of its dimensions.
+fn set_format(bytes: &mut [u8], name: &str, format: u32) {
+    let named = bytes.windows(name.len()).position(|part| part == name.as_bytes()).unwrap();
+    let at = named + name.len();
+    let dimensions = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let at = at + 4 + 8 * dimensions;
+    bytes[at..at + 4].copy_from_slice(&format.to_le_bytes());
+}
+
 struct Folder(tempfile::TempDir);
 
 impl Folder {
@@ -85,6 +136,7 @@ fn read(path: &Path) -> foretoken_trunk::Result<Architecture> {
     file.flag("tokenizer.ggml.add_bos_token")?;
     let mut reader = WeightReader::new(Box::new(GgufWeights::new(Arc::clone(&file), &sizes)?));
     reader.check_size(sizes.numbers(sizes.layers))?;
+    reader.check_context(&sizes)?;
     let init = Initialiser::unset(Kind::Float, Device::Cpu);
     let trunk = Trunk::new(&sizes, sizes.layers, &init)?;
     for parameter in trunk.parameters() {
@@ -160,6 +212,53 @@ fn what_is_missing_or_has_no_place_is_named() {
 }
 
 #[test]
+fn blocks_that_reach_over_rows_are_refused_where_rows_are_turned() {
+    let folder = Folder::new();
+    let (path, mut bytes) = in_blocks(&folder);
+    read(&path).unwrap();
+    set_format(&mut bytes, "blk.0.attn_q.bias", 8);
+    std::fs::write(&path, &bytes).unwrap();
+    let error = read(&path).unwrap_err().to_string();
+    assert!(error.contains("q_proj.bias") && error.contains("blocks of 32"), "{error}");
+}
+
+#[test]
+fn a_name_of_hugging_face_is_not_taken_for_ggufs() {
+    let folder = Folder::new();
+    let mut both = tensors();
+    both.push(("model.layers.0.self_attn.q_proj.weight".into(), random(&[DIM, DIM])));
+    let error = read(&folder.write(&metadata(), &both)).unwrap_err().to_string();
+    assert!(error.contains("self_attn.q_proj") && error.contains("blk.0.attn_q.weight"), "{error}");
+}
+
+#[test]
+fn a_factor_without_a_type_scales_linearly() {
+    let folder = Folder::new();
+    let with = |more: &[(&str, GgufValue)]| {
+        let more = more.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+        let metadata: Vec<_> = metadata().into_iter().chain(more).collect();
+        read(&folder.write(&metadata, &tensors())).unwrap().rope_scaling
+    };
+    let linear = RopeScaling::Linear { factor: 4.0 };
+    assert_eq!(with(&[("llama.rope.scaling.factor", GgufValue::Float(4.0))]), linear);
+    assert_eq!(with(&[("llama.rope.scale_linear", GgufValue::Float(4.0))]), linear);
+    assert_eq!(with(&[("llama.rope.scale_linear", GgufValue::Float(1.0))]), RopeScaling::None);
+    let none = GgufValue::Text("none".to_owned());
+    let both =
+        [("llama.rope.scaling.type", none), ("llama.rope.scaling.factor", GgufValue::Float(4.0))];
+    assert_eq!(with(&both), RopeScaling::None);
+}
+
+#[test]
+fn a_context_out_of_all_proportion_is_refused() {
+    let folder = Folder::new();
+    let mut long = metadata();
+    long[4].1 = GgufValue::Unsigned(1 << 24);
+    let error = read(&folder.write(&long, &tensors())).unwrap_err().to_string();
+    assert!(error.contains("16777216 positions"), "{error}");
+}
+
+#[test]
 fn a_file_cut_short_anywhere_is_refused() {
     let folder = Folder::new();
     let path = folder.write(&metadata(), &tensors());
@@ -178,18 +277,27 @@ proptest! {
         word in prop::option::of((0usize..2600, prop::sample::select(vec![
             u64::MAX, u64::MAX / 2, 1 << 63, 1 << 32, 1 << 40, (1 << 24) + 1, 0, 1,
         ]))),
-        cut in prop::option::of(0usize..4000),
+        cut in prop::option::of(0usize..4000), blocks: bool, format in 0u32..32,
+        formatted in prop::option::of(0usize..26),
     ) {
         thread_local! {
-            static WHOLE: (Folder, PathBuf, Vec<u8>) = {
-                let folder = Folder::new();
+            static WHOLE: [(Folder, PathBuf, Vec<u8>); 2] = {
+                let (folder, other) = (Folder::new(), Folder::new());
                 let path = folder.write(&metadata(), &tensors());
                 let bytes = std::fs::read(&path).unwrap();
-                (folder, path, bytes)
+                let (in_blocks, blocks) = in_blocks(&other);
+                [(folder, path, bytes), (other, in_blocks, blocks)]
             };
         }
-        WHOLE.with(|(_, path, whole)| {
+        WHOLE.with(|whole| {
+            let (_, path, whole) = &whole[usize::from(blocks)];
             let mut bytes = whole.clone();
+            if let Some(index) = formatted {
+                let biases = ["blk.0.attn_q.bias", "blk.1.attn_k.bias"].map(str::to_owned);
+                let names = tensors().into_iter().map(|(name, _)| name);
+                let names: Vec<String> = names.chain(biases.into_iter().filter(|_| blocks)).collect();
+                set_format(&mut bytes, &names[index % names.len()], format);
+            }
             for (at, value) in changes {
                 let at = at % bytes.len();
                 bytes[at] = value;

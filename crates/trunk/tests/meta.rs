@@ -99,6 +99,7 @@ fn read(folder: &Path) -> foretoken_trunk::Result<Architecture> {
     let MetaCheckpoint { architecture: sizes, heads, weights } = MetaCheckpoint::open(folder)?;
     let mut reader = WeightReader::new(Box::new(weights));
     reader.check_size(sizes.numbers(sizes.layers))?;
+    reader.check_context(&sizes)?;
     let init = Initialiser::unset(Kind::Float, Device::Cpu);
     let trunk = Trunk::new(&sizes, sizes.layers - heads, &init)?;
     let mut parameters = trunk.parameters();

@@ -1,8 +1,10 @@
 //! Memory on cache-line boundaries, and rows of numbers in it.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::{Arc, Weak};
 
 use super::real::Real;
 
@@ -14,8 +16,89 @@ pub(super) const PAD: usize = 16;
 pub(super) struct Aligned<T> {
     start: NonNull<T>,
     len: usize,
-    /// Where the allocation begins: up to a line before `start`.
+    /// What holds it.
+    _memory: Arc<Memory>,
+}
+
+/// Zeroed bytes from the allocator, of one slice or of several.
+struct Memory {
     base: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: it is bytes, which nobody reads or writes but the slices in it.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn zeroed(layout: Layout) -> Self {
+        // SAFETY: no layout here is of zero size; all-zero bits are the number 0.
+        let base = unsafe { alloc_zeroed(layout) };
+        Self { base: NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout)), layout }
+    }
+
+    /// Asks the system to map it in large pages, where it has them.
+    #[cfg(target_os = "linux")]
+    fn in_large_pages(self) -> Self {
+        let base = self.base.addr().get();
+        let (from, to) = (base.next_multiple_of(PAGE), (base + self.layout.size()) / PAGE * PAGE);
+        if to > from {
+            // SAFETY: whole pages of this memory; the call is advice, and moves nothing.
+            unsafe {
+                let start = self.base.as_ptr().with_addr(from).cast();
+                libc::madvise(start, to - from, libc::MADV_HUGEPAGE);
+            }
+        }
+        self
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn in_large_pages(self) -> Self {
+        self
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: `zeroed` allocated it with this layout.
+        unsafe { dealloc(self.base.as_ptr(), self.layout) };
+    }
+}
+
+/// Memory that weights which are packed one after the other share, and how much of it is taken: a
+/// matrix of a few large pages would have none whole to itself.
+#[derive(Default)]
+struct Shared {
+    memory: Weak<Memory>,
+    taken: usize,
+}
+
+/// Bytes that are shared. They cost nothing before they are written.
+const SHARED: usize = 256 << 20;
+
+/// Bytes from which on a slice lies in shared memory: smaller ones are of models whose weights stay
+/// in the caches.
+const LEAST_SHARED: usize = 256 << 10;
+
+thread_local! {
+    static SHARING: RefCell<Shared> = RefCell::default();
+}
+
+impl Shared {
+    /// A place for `bytes`, of which there are fewer than are shared.
+    fn take(&mut self, bytes: usize) -> (Arc<Memory>, usize) {
+        let left = self.memory.upgrade().filter(|_| self.taken + bytes <= SHARED);
+        let memory = left.unwrap_or_else(|| {
+            let layout = Layout::from_size_align(SHARED, 1).unwrap_or_else(|_| Layout::new::<u8>());
+            let memory = Arc::new(Memory::zeroed(layout).in_large_pages());
+            (self.memory, self.taken) = (Arc::downgrade(&memory), 0);
+            memory
+        });
+        let at = self.taken;
+        self.taken += bytes;
+        (memory, at)
+    }
 }
 
 // SAFETY: it owns its memory, like a `Vec<T>`.
@@ -25,6 +108,10 @@ unsafe impl<T: Sync> Sync for Aligned<T> {}
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
+
+/// Bytes of a page at least: advice is given for whole ones.
+#[cfg(target_os = "linux")]
+const PAGE: usize = 4096;
 
 /// The layout behind `len` values: with room to move their start to a line. It asks for no large
 /// alignment itself, because then the allocator would write the zeros, and memory for a long
@@ -39,28 +126,38 @@ impl<T: Real> Aligned<T> {
         let layout = layout::<T>(len);
         assert!(layout.is_some(), "{len} values are more than the address space holds");
         let layout = layout.unwrap_or_else(Layout::new::<T>);
-        // SAFETY: the layout is of non-zero size; all-zero bits are the number 0.
-        let base = unsafe { alloc_zeroed(layout) };
-        let base = NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout));
-        let ahead = base.addr().get().next_multiple_of(LINE) - base.addr().get();
-        // SAFETY: less than a line ahead, and the allocation is a line longer than the values.
-        let start = unsafe { base.add(ahead) }.cast();
-        Self { start, len, base }
+        Self::at(Arc::new(Memory::zeroed(layout)), 0, len)
+    }
+
+    /// As [`Aligned::zeroed`], for weights, which are read from one end to the other again and
+    /// again: in memory that the system maps in large pages where it has them, so that reading
+    /// seldom waits for an address.
+    pub(super) fn in_large_pages(len: usize) -> Self {
+        match layout::<T>(len) {
+            Some(layout) if layout.size() > SHARED / 4 => {
+                Self::at(Arc::new(Memory::zeroed(layout).in_large_pages()), 0, len)
+            }
+            Some(layout) if layout.size() >= LEAST_SHARED => {
+                let (memory, at) = SHARING.with_borrow_mut(|shared| shared.take(layout.size()));
+                Self::at(memory, at, len)
+            }
+            _ => Self::zeroed(len),
+        }
+    }
+
+    /// `len` values from the first line on behind byte `at` of `memory`, which nobody else has.
+    fn at(memory: Arc<Memory>, at: usize, len: usize) -> Self {
+        let address = memory.base.addr().get() + at;
+        let ahead = at + address.next_multiple_of(LINE) - address;
+        // SAFETY: less than a line ahead, and there is a line more than the values take.
+        let start = unsafe { memory.base.add(ahead) }.cast();
+        Self { start, len, _memory: memory }
     }
 
     /// The address, for kernels that several threads run: whoever writes there answers for nobody
     /// else's having a reference to the same values.
     pub(super) fn address(&self) -> *mut T {
         self.start.as_ptr()
-    }
-}
-
-impl<T> Drop for Aligned<T> {
-    fn drop(&mut self) {
-        if let Some(layout) = layout::<T>(self.len) {
-            // SAFETY: `zeroed` allocated it with this layout.
-            unsafe { dealloc(self.base.as_ptr(), layout) };
-        }
     }
 }
 
@@ -196,5 +293,29 @@ impl<T> View<T> {
     pub(super) unsafe fn skip(self, r: usize) -> Self {
         // SAFETY: the caller's promise.
         Self { start: unsafe { self.row(r) }, stride: self.stride }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_in_large_pages_are_zeroed_apart_and_on_lines() {
+        let least = LEAST_SHARED / size_of::<f32>();
+        let lengths = [1, least - 17, least, least + 5, 3 * least, SHARED / 16 + 1, 2, least + 1];
+        let mut slices: Vec<Aligned<f32>> = lengths.map(Aligned::in_large_pages).into();
+        for (number, slice) in (1u8..).zip(&mut slices) {
+            assert_eq!(slice.address().addr() % LINE, 0);
+            assert!(slice.iter().all(|value| *value == 0.0));
+            slice.fill(f32::from(number));
+        }
+        // What is let go leaves the others as they are, and is not given out again.
+        drop(slices.remove(3));
+        slices.push(Aligned::in_large_pages(least));
+        assert!(slices.pop().is_some_and(|slice| slice.iter().all(|value| *value == 0.0)));
+        for (slice, number) in slices.iter().zip([1u8, 2, 3, 5, 6, 7, 8]) {
+            assert!(slice.iter().all(|value| *value == f32::from(number)), "slice {number}");
+        }
     }
 }

@@ -98,7 +98,7 @@ impl<T: Real> PackedLinear<T> {
     ) -> Self {
         let format = if T::HAS_PAIRS { format } else { WeightFormat::Full };
         let mut packed = Self { panels: Aligned::zeroed(0), inputs, outputs, vectors, format, isa };
-        packed.panels = Aligned::zeroed(vectors * isa.lanes::<T>() * packed.depth());
+        packed.panels = Aligned::in_large_pages(vectors * isa.lanes::<T>() * packed.depth());
         packed
     }
 

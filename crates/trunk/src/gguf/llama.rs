@@ -1,7 +1,7 @@
 //! A GGUF file of the Llama family as a model: its sizes, and its tensors under stock names.
 
 use super::file::{GgufFile, GgufTensor};
-use super::names::stock_name;
+use super::names::{gguf_name, stock_name};
 use crate::architecture::LARGEST_SIZE;
 use crate::io::WeightSource;
 use crate::{Architecture, Error, Result, RopeScaling};
@@ -102,11 +102,16 @@ impl GgufFile {
     fn rope_scaling(&self, family: &str, sizes: &Architecture) -> Result<RopeScaling> {
         let key = |name: &str| format!("{family}.rope.scaling.{name}");
         let factors = self.rope_factors(sizes)?;
-        let kind = self.text(&key("type"))?.unwrap_or_else(|| "none".to_owned());
+        // Files from before there were types have a factor alone, the oldest under another name.
+        let factor = match self.number(&key("factor"))? {
+            None => self.number(&format!("{family}.rope.scale_linear"))?,
+            factor => factor,
+        };
+        let without = if factor.is_some_and(|factor| factor != 1.0) { "linear" } else { "none" };
+        let kind = self.text(&key("type"))?.unwrap_or_else(|| without.to_owned());
         match (kind.as_str(), factors) {
             ("none", None) => Ok(RopeScaling::None),
             ("linear", None) => {
-                let factor = self.number(&key("factor"))?;
                 let factor =
                     factor.ok_or_else(|| self.error("GGUF: a linear scaling without a factor"))?;
                 Ok(RopeScaling::Linear { factor })
@@ -149,9 +154,16 @@ impl GgufWeights {
     /// Takes a file whose sizes are known.
     ///
     /// # Errors
-    /// When the family is not supported.
+    /// When the family is not supported, or a tensor is called as Hugging Face calls it.
     pub fn new(file: Arc<GgufFile>, sizes: &Architecture) -> Result<Self> {
         let (_, interleaved) = file.family()?;
+        if let Some((stock, gguf)) =
+            file.tensors().keys().find_map(|name| Some((name, gguf_name(name)?)))
+        {
+            // It would be taken for the other's, whose rows may lie otherwise.
+            let problem = format!("has the name of a Hugging Face file; GGUF calls it {gguf}");
+            return Err(Error::tensor(file.path(), stock, &problem));
+        }
         let tensors = file.tensors().iter().filter(|(name, _)| *name != ROPE_FACTORS);
         let tensors = tensors.map(|(name, tensor)| {
             let turned = interleaved && (name.contains(".attn_q.") || name.contains(".attn_k."));
@@ -210,6 +222,11 @@ impl WeightSource for GgufWeights {
         let whole_heads = stored.interleaved.is_none_or(|w| (shape[0] as usize).is_multiple_of(w));
         if view.size() != *shape || !whole_heads {
             return Err(self.tensor_error(name, "its rows are no whole heads"));
+        }
+        let (rows, block) = (shape[0] as usize, stored.tensor.format.block_len());
+        if stored.interleaved.is_some() && !(len / rows.max(1)).is_multiple_of(block) {
+            let problem = format!("is in blocks of {block} numbers, which are of several rows");
+            return Err(self.tensor_error(name, &problem));
         }
         if view.kind() == Kind::Float && view.device() == Device::Cpu && view.is_contiguous() {
             // SAFETY: a contiguous float32 tensor on the CPU is `len` numbers at its address, and

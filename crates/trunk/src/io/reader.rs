@@ -1,6 +1,6 @@
 //! Weights handed out by name, each exactly once.
 
-use crate::{Error, Parameter, Result};
+use crate::{Architecture, Error, Parameter, Result};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use tch::Tensor;
@@ -29,6 +29,24 @@ pub trait WeightSource {
         if numbers < needed / 2 {
             let problem = format!(
                 "holds {numbers} numbers, but the model that its config describes has {needed}"
+            );
+            return Err(Error::format(&self.path(""), problem));
+        }
+        Ok(())
+    }
+
+    /// Refuses a context that is out of all proportion to the weights, before memory is taken for it.
+    ///
+    /// # Errors
+    /// When a text of the whole context had more than 2²⁸ numbers and more than 64 times as many as
+    /// the files hold: four times what the longest published contexts come to.
+    fn check_context(&self, sizes: &Architecture) -> Result<()> {
+        let (needed, numbers) = (sizes.context_numbers(), self.numbers());
+        if needed > (numbers.saturating_mul(64)).max(1 << 28) {
+            let problem = format!(
+                "holds {numbers} numbers, but a text of {} positions, the context that its config \
+                 describes, would have {needed}",
+                sizes.context
             );
             return Err(Error::format(&self.path(""), problem));
         }
@@ -68,6 +86,14 @@ impl WeightReader {
     /// When the files are too small.
     pub fn check_size(&self, needed: usize) -> Result<()> {
         self.source.check_size(needed)
+    }
+
+    /// As [`WeightSource::check_context`].
+    ///
+    /// # Errors
+    /// When the context is out of all proportion to the files.
+    pub fn check_context(&self, sizes: &Architecture) -> Result<()> {
+        self.source.check_context(sizes)
     }
 
     /// Whether a tensor is there and was not taken.
