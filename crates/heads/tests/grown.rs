@@ -310,6 +310,10 @@ fn what_an_index_and_its_shards_disagree_on_is_named() {
         "none.safetensors",
     );
     refused(
+        &|index| index["weight_map"]["lm_head.weight"] = json!("two\nlines.safetensors"),
+        "two\\nlines",
+    );
+    refused(
         &|index| index["weight_map"]["lm_head.weight"] = json!("model-00002-of-00002.safetensors"),
         "lm_head.weight",
     );

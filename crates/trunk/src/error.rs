@@ -20,7 +20,7 @@ pub enum Error {
         problem: String,
     },
     /// A file or folder could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", shown(path))]
     Io {
         /// The file.
         path: PathBuf,
@@ -28,7 +28,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file's content is not what its format promises.
-    #[error("{}: {}", path.display(), one_line(problem))]
+    #[error("{}: {}", shown(path), one_line(problem))]
     Format {
         /// The file.
         path: PathBuf,
@@ -36,7 +36,7 @@ pub enum Error {
         problem: String,
     },
     /// A tensor is missing, unknown, or of the wrong shape.
-    #[error("{}: tensor {}: {}", path.display(), name.escape_debug(), one_line(problem))]
+    #[error("{}: tensor {}: {}", shown(path), name.escape_debug(), one_line(problem))]
     Tensor {
         /// The file.
         path: PathBuf,
@@ -70,6 +70,11 @@ impl Error {
     pub fn config(key: &str, problem: impl Into<String>) -> Self {
         Self::Config { key: key.to_owned(), problem: problem.into() }
     }
+}
+
+/// A path in one line: an index names files too.
+fn shown(path: &Path) -> String {
+    one_line(&path.display().to_string())
 }
 
 /// A text from a file in one line: a damaged file's names may have line ends in them.
