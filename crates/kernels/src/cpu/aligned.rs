@@ -108,7 +108,6 @@ impl Shared {
         });
         let at = self.taken;
         self.taken += bytes;
-        give_back();
         (memory, at)
     }
 }
@@ -147,9 +146,11 @@ impl<T: Real> Aligned<T> {
     pub(super) fn in_large_pages(len: usize) -> Self {
         match layout::<T>(len) {
             Some(layout) if layout.size() > SHARED / 4 => {
+                give_back();
                 Self::at(Arc::new(Memory::zeroed(layout).in_large_pages()), 0, len)
             }
             Some(layout) if layout.size() >= LEAST_SHARED => {
+                give_back();
                 let (memory, at) = SHARING.with_borrow_mut(|shared| shared.take(layout.size()));
                 Self::at(memory, at, len)
             }
