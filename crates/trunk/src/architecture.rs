@@ -258,3 +258,29 @@ fn read_size(config: &Map<String, Value>, key: &str, path: &Path) -> Result<usiz
         None => Err(Error::format(path, format!("the key {key} is missing"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_may_be_left_out_but_not_be_of_another_type() {
+        let whole = Architecture::default().to_llama_config(None);
+        let read = |config: &Map<String, Value>| {
+            Architecture::from_llama_config(config, Path::new("config.json"))
+        };
+        let sizes = read(&whole).unwrap();
+        for key in ["num_key_value_heads", "head_dim", "rope_theta", "rms_norm_eps"] {
+            let mut wrong = whole.clone();
+            wrong.insert(key.to_owned(), json!("four"));
+            let error = read(&wrong).unwrap_err().to_string();
+            assert!(error.contains("config.json") && error.contains(key), "{error}");
+            for without in [None, Some(Value::Null)] {
+                let mut fewer = whole.clone();
+                fewer.remove(key);
+                fewer.extend(without.map(|null| (key.to_owned(), null)));
+                assert_eq!(read(&fewer).unwrap().layers, sizes.layers, "{key}");
+            }
+        }
+    }
+}
