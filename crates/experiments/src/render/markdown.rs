@@ -14,7 +14,7 @@ pub(crate) fn page(source: &Source) -> String {
         story::headline(report),
         report.experiment,
         report.preset,
-        if report.pretrained_heads { " with heads that were kept" } else { "" },
+        story::of_heads(report),
         story::lead(source)
     );
     page.push_str("## Decoding\n\n");

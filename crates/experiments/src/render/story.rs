@@ -57,8 +57,12 @@ pub(crate) fn headline(report: &Report) -> String {
 
 /// The preset, in words.
 pub(crate) fn preset(report: &Report) -> String {
-    let kept = if report.pretrained_heads { " with heads that were kept" } else { "" };
-    format!("{}{kept}", report.preset)
+    format!("{}{}", report.preset, of_heads(report))
+}
+
+/// What is said of the heads behind a preset's name.
+pub(crate) fn of_heads(report: &Report) -> &'static str {
+    if report.pretrained_heads { " with heads that were kept" } else { "" }
 }
 
 /// What was trained and measured, in two sentences.

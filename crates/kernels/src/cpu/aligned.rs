@@ -144,18 +144,15 @@ impl<T: Real> Aligned<T> {
     /// again: in memory that the system maps in large pages where it has them, so that reading
     /// seldom waits for an address.
     pub(super) fn in_large_pages(len: usize) -> Self {
-        match layout::<T>(len) {
-            Some(layout) if layout.size() > SHARED / 4 => {
-                give_back();
-                Self::at(Arc::new(Memory::zeroed(layout).in_large_pages()), 0, len)
-            }
-            Some(layout) if layout.size() >= LEAST_SHARED => {
-                give_back();
-                let (memory, at) = SHARING.with_borrow_mut(|shared| shared.take(layout.size()));
-                Self::at(memory, at, len)
-            }
-            _ => Self::zeroed(len),
-        }
+        let large = layout::<T>(len).filter(|layout| layout.size() >= LEAST_SHARED);
+        let Some(layout) = large else { return Self::zeroed(len) };
+        give_back();
+        let (memory, at) = if layout.size() > SHARED / 4 {
+            (Arc::new(Memory::zeroed(layout).in_large_pages()), 0)
+        } else {
+            SHARING.with_borrow_mut(|shared| shared.take(layout.size()))
+        };
+        Self::at(memory, at, len)
     }
 
     /// `len` values from the first line on behind byte `at` of `memory`, which nobody else has.
