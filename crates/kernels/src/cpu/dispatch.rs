@@ -1,5 +1,6 @@
 //! Chooses the vector unit once and runs a kernel compiled for it.
 
+use super::levels::LevelSimd;
 use super::pairs::PairSimd;
 use super::real::Real;
 use super::simd::{F32Portable, Simd};
@@ -98,9 +99,29 @@ pub(super) fn dispatch_pairs<K: PairKernel<f32>>(isa: Isa, kernel: K) {
     }
 }
 
-/// In place of [`dispatch_pairs`] for a type whose weights are never packed in pairs.
-pub(super) fn no_pairs<K>(_isa: Isa, _kernel: K) {
-    unreachable!("weights of this type are never packed in pairs");
+/// A computation with weights in levels, written once over any vector unit.
+pub(crate) trait LevelKernel<T: Real> {
+    /// Computes on `s`; `#[inline(always)]`, as [`Kernel::run`].
+    fn run_levels<S: LevelSimd<T = T>>(self, s: S);
+}
+
+/// Runs `kernel` compiled for `isa`.
+pub(super) fn dispatch_levels<K: LevelKernel<f32>>(isa: Isa, kernel: K) {
+    // SAFETY: an `Isa` has been checked, see `dispatch_with`.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => levels_on_avx512(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => levels_on_avx2(kernel),
+            _ => kernel.run_levels(F32Portable::proven()),
+        }
+    }
+}
+
+/// In place of [`dispatch_pairs`] and [`dispatch_levels`] for a type that has no compact weights.
+pub(super) fn no_compact<K>(_isa: Isa, _kernel: K) {
+    unreachable!("weights of this type are packed as they are");
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -122,6 +143,20 @@ unsafe fn pairs_on_avx512<K: PairKernel<f32>>(kernel: K) {
 unsafe fn pairs_on_avx2<K: PairKernel<f32>>(kernel: K) {
     // SAFETY: as above.
     kernel.run_pairs(unsafe { super::x86::F32x8::proven() });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+unsafe fn levels_on_avx512<K: LevelKernel<f32>>(kernel: K) {
+    // SAFETY: as above.
+    kernel.run_levels(unsafe { super::x86::F32x16::proven() });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn levels_on_avx2<K: LevelKernel<f32>>(kernel: K) {
+    // SAFETY: as above.
+    kernel.run_levels(unsafe { super::x86::F32x8::proven() });
 }
 
 /// A vector unit that can be vouched for.

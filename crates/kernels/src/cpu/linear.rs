@@ -2,15 +2,16 @@
 
 use super::aligned::{Aligned, PAD, Rows, View};
 use super::dispatch::Isa;
+use super::levels::{self, FORMS};
 use super::pairs::pack_pair;
-use super::product::{Add, Finish, Gate, PANEL, Product, Store};
+use super::product::{Add, Finish, Gate, OfLevels, PANEL, Product, Store};
 use super::real::Real;
 use super::team::Worker;
 
-/// What packed weights are kept in.
+/// How exact packed weights are to be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightFormat {
-    /// The type that is computed in (the default): exact.
+    /// All their bits (the default).
     #[default]
     Full,
     /// bfloat16 beside float32 activations, which some processors round to bfloat16 too: half the
@@ -18,8 +19,34 @@ pub enum WeightFormat {
     BFloat16,
 }
 
+/// What stands in the places of packed weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    /// A weight.
+    Single,
+    /// Two in bfloat16.
+    Pairs,
+    /// A word of a block of levels, of the form with this index.
+    Levels(usize),
+}
+
+impl Kept {
+    /// Places one below the other for `inputs` weights.
+    fn depth(self, inputs: usize) -> usize {
+        match self {
+            Self::Single => inputs,
+            Self::Pairs => inputs.div_ceil(2),
+            Self::Levels(form) => inputs / FORMS[form].block * FORMS[form].words(),
+        }
+    }
+}
+
 /// A weight `[out, in]` in column panels: four vectors' worth of outputs side by side, `in` times
 /// one below the other, so that a product reads it from front to back once.
+///
+/// Float32 weights that are levels of 4 or 8 bits, as those of a quantised model are, are kept in
+/// them where all are (`inputs` being a multiple of 32): nothing else is read in a product, and the
+/// result has the same bits.
 ///
 /// A row of a product has the same bits whatever the other rows, the number of rows and the
 /// number of threads are.
@@ -40,7 +67,7 @@ pub struct PackedLinear<T> {
     outputs: usize,
     /// Output vectors: for a gated layer, of gates and ups together.
     vectors: usize,
-    format: WeightFormat,
+    kept: Kept,
     isa: Isa,
 }
 
@@ -62,11 +89,8 @@ impl<T: Real> PackedLinear<T> {
     ) -> Self {
         assert_eq!(weight.len(), outputs * inputs, "the weight has another size");
         let lanes = isa.checked().lanes::<T>();
-        let mut packed = Self::empty(isa, inputs, outputs, outputs.div_ceil(lanes), format);
-        for output in 0..outputs {
-            packed.set(output / lanes, output % lanes, &weight[output * inputs..][..inputs]);
-        }
-        packed
+        let packed = Self::empty(isa, inputs, outputs, outputs.div_ceil(lanes));
+        packed.filled(weight, format, |output| (output / lanes, output % lanes))
     }
 
     /// Packs `weight`, `[2 · outputs, inputs]` with the gates' rows before the ups', so that a
@@ -80,34 +104,56 @@ impl<T: Real> PackedLinear<T> {
     ) -> Self {
         assert_eq!(weight.len(), 2 * outputs * inputs, "the weight has another size");
         let lanes = isa.checked().lanes::<T>();
-        let mut packed = Self::empty(isa, inputs, outputs, 2 * outputs.div_ceil(lanes), format);
-        for output in 0..outputs {
-            let (vector, lane) = (output / lanes * 2, output % lanes);
-            packed.set(vector, lane, &weight[output * inputs..][..inputs]);
-            packed.set(vector + 1, lane, &weight[(outputs + output) * inputs..][..inputs]);
-        }
-        packed
+        let packed = Self::empty(isa, inputs, outputs, 2 * outputs.div_ceil(lanes));
+        packed.filled(weight, format, |row| {
+            let (output, up) = (row % outputs, row / outputs);
+            (output / lanes * 2 + up, output % lanes)
+        })
     }
 
-    fn empty(
-        isa: Isa,
-        inputs: usize,
-        outputs: usize,
-        vectors: usize,
+    fn empty(isa: Isa, inputs: usize, outputs: usize, vectors: usize) -> Self {
+        let kept = Kept::Single;
+        Self { panels: Aligned::zeroed(0), inputs, outputs, vectors, kept, isa }
+    }
+
+    /// Puts the weights into the lanes that `lane_of` gives for their rows, in the smallest form
+    /// that is as exact as `format` asks.
+    fn filled(
+        mut self,
+        weight: &[T],
         format: WeightFormat,
+        lane_of: impl Fn(usize) -> (usize, usize),
     ) -> Self {
-        let format = if T::HAS_PAIRS { format } else { WeightFormat::Full };
-        let mut packed = Self { panels: Aligned::zeroed(0), inputs, outputs, vectors, format, isa };
-        packed.panels = Aligned::in_large_pages(vectors * isa.lanes::<T>() * packed.depth());
-        packed
-    }
-
-    /// Places one below the other in a panel.
-    fn depth(&self) -> usize {
-        match self.format {
-            WeightFormat::Full => self.inputs,
-            WeightFormat::BFloat16 => self.inputs.div_ceil(2),
+        let levels = (0..FORMS.len()).filter(|_| T::HAS_COMPACT).find_map(|form| {
+            let weights = weight.iter().map(|w| w.to_f64() as f32);
+            Some((form, FORMS[form].find(weights, self.inputs)?))
+        });
+        self.kept = match (&levels, format) {
+            (Some((form, _)), _) => Kept::Levels(*form),
+            (None, WeightFormat::BFloat16) if T::HAS_COMPACT => Kept::Pairs,
+            (None, _) => Kept::Single,
+        };
+        let depth = self.kept.depth(self.inputs);
+        self.panels = Aligned::in_large_pages(self.vectors * self.isa.lanes::<T>() * depth);
+        for row in 0..weight.len() / self.inputs.max(1) {
+            let (vector, lane) = lane_of(row);
+            let weights = &weight[row * self.inputs..][..self.inputs];
+            match &levels {
+                None if self.kept == Kept::Pairs => {
+                    let pairs = weights.chunks(2).map(|pair| {
+                        let high = pair.get(1).map_or(0.0, |w| w.to_f64());
+                        T::from_bits32(pack_pair(pair[0].to_f64(), high))
+                    });
+                    self.set(vector, lane, pairs);
+                }
+                None => self.set(vector, lane, weights.iter().copied()),
+                Some((_, words)) => {
+                    let words = &words[row * depth..][..depth];
+                    self.set(vector, lane, words.iter().map(|&word| T::from_bits32(word)));
+                }
+            }
         }
+        self
     }
 
     /// Where the weights of a lane start, and how far one is from the next.
@@ -115,22 +161,13 @@ impl<T: Real> PackedLinear<T> {
         let lanes = self.isa.lanes::<T>();
         let first = vector / PANEL * PANEL;
         let width = (self.vectors - first).min(PANEL) * lanes;
-        (first * lanes * self.depth() + (vector - first) * lanes + lane, width)
+        (first * lanes * self.kept.depth(self.inputs) + (vector - first) * lanes + lane, width)
     }
 
-    /// Puts the weights of one output into their lane.
-    fn set(&mut self, vector: usize, lane: usize, weights: &[T]) {
+    /// Puts what is kept of one output's weights into their lane.
+    fn set(&mut self, vector: usize, lane: usize, kept: impl Iterator<Item = T>) {
         let (start, width) = self.place(vector, lane);
-        let places = self.panels[start..].iter_mut().step_by(width);
-        match self.format {
-            WeightFormat::Full => places.zip(weights).for_each(|(place, &w)| *place = w),
-            WeightFormat::BFloat16 => {
-                for (place, pair) in places.zip(weights.chunks(2)) {
-                    let high = pair.get(1).map_or(0.0, |w| w.to_f64());
-                    *place = T::from_bits32(pack_pair(pair[0].to_f64(), high));
-                }
-            }
-        }
+        self.panels[start..].iter_mut().step_by(width).zip(kept).for_each(|(place, w)| *place = w);
     }
 
     /// Values that a row goes in with.
@@ -148,16 +185,27 @@ impl<T: Real> PackedLinear<T> {
     ///
     /// # Panics
     /// Where there is no such output, `into` has another length than [`PackedLinear::inputs`], or
-    /// the weights are in another format.
+    /// the weights were rounded.
     pub fn copy_weights(&self, output: usize, into: &mut [T]) {
         assert!(output < self.outputs, "output {output} of {}", self.outputs);
         assert_eq!(into.len(), self.inputs, "room for another number of weights");
-        assert_eq!(self.format, WeightFormat::Full, "rounded weights");
         let lanes = self.isa.lanes::<T>();
         let (start, width) = self.place(output / lanes, output % lanes);
-        into.iter_mut()
-            .zip(self.panels[start..].iter().step_by(width))
-            .for_each(|(to, &w)| *to = w);
+        let mut places = self.panels[start..].iter().step_by(width);
+        let form = match self.kept {
+            Kept::Single => {
+                return into.iter_mut().zip(places).for_each(|(to, &weight)| *to = weight);
+            }
+            Kept::Pairs => panic!("rounded weights"),
+            Kept::Levels(form) => FORMS[form],
+        };
+        let mut block = [0; levels::MOST_WORDS];
+        for into in into.chunks_mut(form.block) {
+            let words = &mut block[..form.words()];
+            words.iter_mut().zip(&mut places).for_each(|(word, place)| *word = place.to_bits32());
+            let weights = form.weights(words).map(|w| T::from_f64(w.into()));
+            into.iter_mut().zip(weights).for_each(|(to, weight)| *to = weight);
+        }
     }
 
     /// Bytes of the packed weights.
@@ -231,7 +279,7 @@ impl<T: Real> PackedLinear<T> {
         let panels = worker.share(self.vectors.div_ceil(PANEL));
         let product = Product {
             weights: self.panels.as_ptr(),
-            depth: self.depth(),
+            depth: self.kept.depth(self.inputs),
             vectors: self.vectors,
             panels: (panels.start, panels.end),
             x,
@@ -240,9 +288,13 @@ impl<T: Real> PackedLinear<T> {
             rows,
             finish,
         };
-        match self.format {
-            WeightFormat::Full => T::dispatch(self.isa, product),
-            WeightFormat::BFloat16 => T::dispatch_pairs(self.isa, product),
+        match self.kept {
+            Kept::Single => T::dispatch(self.isa, product),
+            Kept::Pairs => T::dispatch_pairs(self.isa, product),
+            Kept::Levels(0) => T::dispatch_levels(self.isa, OfLevels::<_, 0>(product)),
+            Kept::Levels(1) => T::dispatch_levels(self.isa, OfLevels::<_, 1>(product)),
+            Kept::Levels(2) => T::dispatch_levels(self.isa, OfLevels::<_, 2>(product)),
+            Kept::Levels(_) => T::dispatch_levels(self.isa, OfLevels::<_, 3>(product)),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! A product panel by panel, and what becomes of its sums.
 
 use super::aligned::View;
-use super::dispatch::{Kernel, PairKernel};
+use super::dispatch::{Kernel, LevelKernel, PairKernel};
+use super::levels::LevelSimd;
 use super::pairs::PairSimd;
 use super::real::{Real, RealSimd, exp2};
 use super::simd::Simd;
-use super::tile::{Ahead, Sums, pair_tile, tile, tile_rows, with_rows};
+use super::tile::{Ahead, Sums, level_tile, pair_tile, tile, tile_rows, with_rows};
 
 /// Vectors side by side in a panel.
 pub(super) const PANEL: usize = 4;
@@ -16,7 +17,7 @@ const AHEAD: usize = 96;
 
 /// The arguments of a product, for the unit that it is dispatched to.
 pub(super) struct Product<T, F> {
-    /// Panels of weights, or of pairs of them: a place is as wide either way.
+    /// Panels of weights, of pairs of them or of words of levels: a place is as wide in each.
     pub(super) weights: *const T,
     /// Places one below the other.
     pub(super) depth: usize,
@@ -47,6 +48,16 @@ impl<T: Real, F: Finish> PairKernel<T> for Product<T, F> {
     }
 }
 
+/// A product whose weights are levels of the form with this index.
+pub(super) struct OfLevels<P, const FORM: usize>(pub(super) P);
+
+impl<T: Real, F: Finish, const FORM: usize> LevelKernel<T> for OfLevels<Product<T, F>, FORM> {
+    #[inline(always)]
+    fn run_levels<S: LevelSimd<T = T>>(self, s: S) {
+        self.0.run_tiles::<S, Levels<FORM>>(s);
+    }
+}
+
 /// How weights lie in their places.
 trait Tiling<S: Simd> {
     /// Adds a tile's products: see [`tile`].
@@ -68,6 +79,8 @@ trait Tiling<S: Simd> {
 struct Single;
 /// Two bfloat16 weights in a place.
 struct Paired;
+/// A word of a block of levels in a place.
+struct Levels<const FORM: usize>;
 
 impl<S: Simd> Tiling<S> for Single {
     #[inline(always)]
@@ -100,6 +113,26 @@ impl<S: PairSimd> Tiling<S> for Paired {
         unsafe {
             let ahead = Ahead { values: AHEAD, again };
             pair_tile(s, depth, x, w.map(<*const S::T>::cast), step, ahead, sums);
+        }
+    }
+}
+
+impl<S: LevelSimd, const FORM: usize> Tiling<S> for Levels<FORM> {
+    #[inline(always)]
+    unsafe fn add<const R: usize, const C: usize>(
+        s: S,
+        depth: usize,
+        x: [*const S::T; R],
+        w: [*const S::T; C],
+        step: usize,
+        again: bool,
+        sums: &mut Sums<S, R, C>,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let ahead = Ahead { values: AHEAD, again };
+            let words = w.map(<*const S::T>::cast);
+            level_tile::<S, R, C, FORM>(s, depth, x, words, step, ahead, sums);
         }
     }
 }

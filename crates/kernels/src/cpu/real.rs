@@ -1,6 +1,9 @@
 //! The two number types that the engine computes in.
 
-use super::dispatch::{Isa, Kernel, PairKernel, dispatch_pairs, dispatch_with, no_pairs};
+use super::dispatch::{
+    Isa, Kernel, LevelKernel, PairKernel, dispatch_levels, dispatch_pairs, dispatch_with,
+    no_compact,
+};
 use super::simd::Simd;
 
 mod sealed {
@@ -58,14 +61,22 @@ pub trait RealSimd: Sized + 'static {
     where
         Self: Real;
 
-    /// Whether two bfloat16 weights fit the place of one of this type.
-    const HAS_PAIRS: bool;
+    /// Whether weights of this type have compact forms: pairs of bfloat16, and levels.
+    const HAS_COMPACT: bool;
 
     /// The number with these bits, where it has 32.
     fn from_bits32(bits: u32) -> Self;
 
+    /// The bits of a number that has 32.
+    fn to_bits32(self) -> u32;
+
     /// Runs `kernel` compiled for `isa`; only where there are pairs.
     fn dispatch_pairs<K: PairKernel<Self>>(isa: Isa, kernel: K)
+    where
+        Self: Real;
+
+    /// Runs `kernel` compiled for `isa`; only where there are levels.
+    fn dispatch_levels<K: LevelKernel<Self>>(isa: Isa, kernel: K)
     where
         Self: Real;
 }
@@ -73,7 +84,7 @@ pub trait RealSimd: Sized + 'static {
 macro_rules! real {
     (
         $t:ident, $floor:expr, $coefficients:expr, $avx512:ident $avx2:ident $portable:ident,
-        $pairs:literal $from_bits:expr, $dispatch_pairs:ident
+        $compact:literal $from_bits:expr, $dispatch_pairs:ident $dispatch_levels:ident
     ) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
@@ -100,14 +111,22 @@ macro_rules! real {
         impl RealSimd for $t {
             const EXP2: &'static [Self] = &$coefficients;
             const EXP2_FLOOR: Self = $floor;
-            const HAS_PAIRS: bool = $pairs;
+            const HAS_COMPACT: bool = $compact;
 
             fn from_bits32(bits: u32) -> Self {
                 $from_bits(bits.into())
             }
 
+            fn to_bits32(self) -> u32 {
+                self.to_bits() as u32
+            }
+
             fn dispatch_pairs<K: PairKernel<Self>>(isa: Isa, kernel: K) {
                 $dispatch_pairs(isa, kernel);
+            }
+
+            fn dispatch_levels<K: LevelKernel<Self>>(isa: Isa, kernel: K) {
+                $dispatch_levels(isa, kernel);
             }
 
             fn dispatch<K: Kernel<Self>>(isa: Isa, kernel: K) -> K::Output {
@@ -162,11 +181,11 @@ const fn narrow<const N: usize>(wide: [f64; N]) -> [f32; N] {
 
 real!(
     f32, -126.0, narrow(series::<8>()), F32x16 F32x8 F32Portable,
-    true f32::from_bits, dispatch_pairs
+    true f32::from_bits, dispatch_pairs dispatch_levels
 );
 real!(
     f64, -1022.0, series::<14>(), F64x8 F64x4 F64Portable,
-    false f64::from_bits, no_pairs
+    false f64::from_bits, no_compact no_compact
 );
 
 /// 2^x in every lane, to about one unit in the last place; zero below [`RealSimd::EXP2_FLOOR`],

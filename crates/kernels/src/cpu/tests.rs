@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::block::{BlockShape, BlockWeights};
 use super::cache::BlockCache;
 use super::dispatch::Isa;
+use super::levels::tests as levels;
 use super::linear::{PackedLinear, WeightFormat};
 use super::norm::RmsNorm;
 use super::pass::{Blocks, Pass, Room, Unembedding, Workspace};
@@ -257,6 +258,51 @@ proptest! {
                 for j in 0..outputs {
                     prop_assert!((f64::from(once[r][j]) - plain[[r, j]]).abs() < 1e-5 * inputs as f64);
                     prop_assert_eq!(output.row(r)[j], 2.0 * once[r][j]);
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn levels_change_no_bit_of_a_product(
+        blocks in levels::a_format().prop_flat_map(|format| prop::collection::vec(levels::a_block(format), 1..12)),
+        deep in 1usize..3, rows in 1usize..20, seed: u64,
+    ) {
+        // As many rows of weights as there are blocks, each of its block `deep` times.
+        let (outputs, inputs) = (blocks.len(), deep * 32);
+        let weight: Vec<f32> = blocks.iter().flat_map(|block| block.weights.repeat(deep)).collect();
+        // One more row of other numbers, and all are kept as they are.
+        let mut numbers = Numbers(seed);
+        let odd = narrow::<f32>(numbers.matrix(1, inputs, 1.0).iter());
+        let mixed = [weight.clone(), odd].concat();
+        let x = numbers.matrix(rows, inputs, 1.0);
+        for isa in Isa::available() {
+            let pack = |weight: &[f32], format| {
+                PackedLinear::<f32>::pack_for(isa, weight, weight.len() / inputs, inputs, format)
+            };
+            let product = |linear: &PackedLinear<f32>, rows: usize| {
+                let (mut input, mut output) = (rows_of(&x), super::Rows::new(rows, linear.outputs()));
+                linear.apply(&mut input, &mut output, rows, false);
+                (0..rows).map(|r| output.row(r)[..outputs].to_vec()).collect::<Vec<_>>()
+            };
+            let plain = pack(&mixed, WeightFormat::Full);
+            let expected = product(&plain, rows);
+            for exactness in [WeightFormat::Full, WeightFormat::BFloat16] {
+                let compact = pack(&weight, exactness);
+                let lanes = outputs.next_multiple_of(isa.lanes::<f32>());
+                let form = blocks[0].form;
+                let words = inputs / form.block * form.words();
+                prop_assert!(compact.bytes() <= lanes * words * size_of::<u32>());
+                prop_assert_eq!(&product(&compact, rows), &expected);
+                prop_assert_eq!(product(&compact, 1), &expected[..1]);
+                let mut copied = vec![0.0; inputs];
+                for output in 0..outputs {
+                    compact.copy_weights(output, &mut copied);
+                    prop_assert_eq!(&copied[..], &weight[output * inputs..][..inputs]);
                 }
             }
         }

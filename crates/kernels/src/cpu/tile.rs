@@ -1,5 +1,6 @@
 //! The one inner loop behind every product: a few rows times a few vectors, held in registers.
 
+use super::levels::{FORMS, LevelSimd};
 use super::pairs::PairSimd;
 use super::simd::Simd;
 
@@ -81,6 +82,92 @@ pub(super) unsafe fn pair_tile<S: PairSimd, const R: usize, const C: usize>(
                 let xi = s.splat_pair(x[r].add(2 * i));
                 for c in 0..C {
                     sums[r][c] = s.add_pairs(sums[r][c], xi, v[c]);
+                }
+            }
+        }
+    }
+}
+
+/// As [`tile`], with weights in blocks of levels of the form with index `FORM`: `depth` counts their
+/// words, and `x` has a value for each level.
+///
+/// Weights come out of their levels with all their bits, so sums do too.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+pub(super) unsafe fn level_tile<S: LevelSimd, const R: usize, const C: usize, const FORM: usize>(
+    s: S,
+    depth: usize,
+    x: [*const S::T; R],
+    w: [*const u32; C],
+    step: usize,
+    ahead: Ahead,
+    sums: &mut Sums<S, R, C>,
+) {
+    match FORMS[FORM].bits {
+        // SAFETY: the caller's promise.
+        4 => unsafe { level_tile_of::<S, R, C, FORM, 4>(s, depth, x, w, step, ahead, sums) },
+        // SAFETY: the caller's promise.
+        _ => unsafe { level_tile_of::<S, R, C, FORM, 8>(s, depth, x, w, step, ahead, sums) },
+    }
+}
+
+/// [`level_tile`] with the form's bits.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+unsafe fn level_tile_of<
+    S: LevelSimd,
+    const R: usize,
+    const C: usize,
+    const FORM: usize,
+    const BITS: usize,
+>(
+    s: S,
+    depth: usize,
+    x: [*const S::T; R],
+    w: [*const u32; C],
+    step: usize,
+    ahead: Ahead,
+    sums: &mut Sums<S, R, C>,
+) {
+    let form = FORMS[FORM];
+    let zeros = [s.zero(); C];
+    for block in 0..depth / form.words() {
+        // SAFETY: blocks lie within `depth` words, so the caller's promise covers each read.
+        unsafe {
+            let first = block * form.words();
+            let word = |at: usize, c: usize| w[c].add((first + at) * step);
+            let (mut steps, mut leasts) = (zeros, zeros);
+            for c in 0..C {
+                [steps[c], leasts[c]] = if form.wide {
+                    [0, 1].map(|at| s.load(word(at, c).cast()))
+                } else {
+                    s.halves(s.load_words(word(0, c)))
+                };
+            }
+            for at in form.header()..form.words() {
+                let mut words = [s.load_words(word(at, 0)); C];
+                for c in 0..C {
+                    let here = word(at, c);
+                    words[c] = s.load_words(here);
+                    s.prefetch(here.wrapping_add(ahead.values).cast(), ahead.again);
+                }
+                let start = block * form.block + (at - form.header()) * (32 / BITS);
+                for i in start..start + 32 / BITS {
+                    let mut v = zeros;
+                    for c in 0..C {
+                        v[c] = s.weight(steps[c], s.level::<BITS>(words[c]), leasts[c]);
+                        words[c] = s.next::<BITS>(words[c]);
+                    }
+                    for r in 0..R {
+                        let xi = s.splat(*x[r].add(i));
+                        for c in 0..C {
+                            sums[r][c] = s.fma(xi, v[c], sums[r][c]);
+                        }
+                    }
                 }
             }
         }
