@@ -120,6 +120,16 @@ pub(crate) enum DecodingName {
     Speculative,
 }
 
+/// What weights are kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightsName {
+    /// As few bytes as have the same bits, those of a quantised model in its levels: the text is the
+    /// same, sooner
+    Compact,
+    /// Float32
+    Full,
+}
+
 /// `foretoken generate`.
 #[derive(Debug, Args)]
 #[command(
@@ -183,6 +193,9 @@ pub(crate) struct GenerateArguments {
     /// Stop before this text; may be given again
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) stop: Vec<String>,
+    /// What float32 weights are kept in on a CPU
+    #[arg(long, value_enum, default_value = "compact")]
+    pub(crate) weights: WeightsName,
     /// Threads to compute with [default: one a core]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,

@@ -7,11 +7,12 @@ use std::process::ExitCode;
 use foretoken_data::StreamDecoder;
 use foretoken_decode::{
     Decoder, DecoderOptions, Decoding, GenerateOptions, Generation, Sampling, StoppedBy,
+    WeightStorage,
 };
 use foretoken_heads::ModelConfig;
 use serde_json::{Value, json};
 
-use crate::arguments::{DecodingName, GenerateArguments};
+use crate::arguments::{DecodingName, GenerateArguments, WeightsName};
 use crate::device::{device, set_threads};
 use crate::failure::usage;
 use crate::model::{Opened, PromptReader};
@@ -37,8 +38,15 @@ pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
     }
     let Opened { model, reader } = opened;
     let options = options(arguments, model.config(), &reader)?;
+    let setup = DecoderOptions {
+        weights: match arguments.weights {
+            WeightsName::Compact => WeightStorage::Compact,
+            WeightsName::Full => WeightStorage::Full,
+        },
+        ..DecoderOptions::default()
+    };
     let mut session = Session {
-        decoder: Decoder::consuming(model, DecoderOptions::default())?,
+        decoder: Decoder::consuming(model, setup)?,
         reader: &reader,
         options,
         arguments,

@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::cpu_told::Told;
 use crate::engine::{Drafts, Engine, MOST_OTHERS, Other};
-use crate::{DecoderOptions, DraftPrecision, Result};
+use crate::{DecoderOptions, DraftPrecision, Result, WeightStorage};
 
 /// Rows of a prompt that go through the model together: a multiple of the kernels' tile of 6, and
 /// few enough for their activations to stay in the cache.
@@ -149,6 +149,8 @@ struct Plan {
     /// told nothing.
     told: Option<usize>,
     threads: usize,
+    /// Of what decides on the text.
+    exact: WeightFormat,
     drafts: WeightFormat,
 }
 
@@ -167,16 +169,29 @@ impl Plan {
             threads: options.threads.unwrap_or_else(|| {
                 useful_threads(model, usize::try_from(tch::get_num_threads()).unwrap_or(1))
             }),
+            exact: exact_format(options.weights),
             drafts: match options.drafts {
                 DraftPrecision::BFloat16 => WeightFormat::BFloat16,
-                DraftPrecision::Full => WeightFormat::Full,
+                DraftPrecision::Full => exact_format(options.weights),
             },
         })
     }
 
+    /// Whether drafts are computed with other weights than what verifies them.
+    fn drafts_differ(&self) -> bool {
+        self.drafts == WeightFormat::BFloat16
+    }
+
     /// The format of a block's weights; head 0, which verifies, stays exact.
     fn format(&self, block: usize) -> WeightFormat {
-        if block <= self.trunk { WeightFormat::Full } else { self.drafts }
+        if block <= self.trunk { self.exact } else { self.drafts }
+    }
+}
+
+fn exact_format(weights: WeightStorage) -> WeightFormat {
+    match weights {
+        WeightStorage::Compact => WeightFormat::Compact,
+        WeightStorage::Full => WeightFormat::Full,
     }
 }
 
@@ -302,11 +317,11 @@ impl<T: Weight> CpuEngine<T> {
                 })?,
             })
         };
-        let exact = unembedding(&ends.unembedding, WeightFormat::Full)?;
+        let exact = unembedding(&ends.unembedding, plan.exact)?;
         let drafting = match &ends.drafts {
             _ if *heads == 1 => None,
             Some(drafts) => Some(&drafts.unembedding),
-            None => (plan.drafts != WeightFormat::Full).then_some(&ends.unembedding),
+            None => plan.drafts_differ().then_some(&ends.unembedding),
         };
         let drafting = drafting.map(|tensor| unembedding(tensor, plan.drafts)).transpose()?;
         let embedding = match sizes.tied {
@@ -326,7 +341,7 @@ impl<T: Weight> CpuEngine<T> {
                     let index = weights.len();
                     if let Some(told) = &mut told
                         && index < told.blocks
-                        && plan.drafts != WeightFormat::Full
+                        && plan.drafts_differ()
                     {
                         told.trunk.push(pack::<T>(block, plan.drafts)?);
                     }

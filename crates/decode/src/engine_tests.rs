@@ -165,7 +165,11 @@ proptest! {
         seed in 0i64..100, beside: bool, head in prop::sample::select(vec!["block", "informed"]),
     ) {
         let start = start.min(tokens.len());
-        let options = DecoderOptions { threads: Some(1), drafts: DraftPrecision::Full };
+        let options = DecoderOptions {
+            threads: Some(1),
+            drafts: DraftPrecision::Full,
+            ..DecoderOptions::default()
+        };
         let double = model(head, layers, heads, kv_heads, Kind::Double, seed);
         let mut ours = cpu_engine::build(&double, options).unwrap().unwrap();
         walk(&double, ours.as_mut(), &tokens, start, &steps, beside, 1e-10);

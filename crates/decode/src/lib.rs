@@ -57,5 +57,7 @@ mod tensor_told;
 pub use decoder::{Decoder, OnTokens};
 pub use error::{Error, Result};
 pub use generation::{Generation, StoppedBy};
-pub use options::{DecoderOptions, Decoding, DraftPrecision, GenerateOptions, Sampling};
+pub use options::{
+    DecoderOptions, Decoding, DraftPrecision, GenerateOptions, Sampling, WeightStorage,
+};
 pub use rows::{RowsOptions, WrittenRows, write_rows};

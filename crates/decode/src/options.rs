@@ -10,6 +10,20 @@ pub struct DecoderOptions {
     pub threads: Option<usize>,
     /// What the drafting heads compute with.
     pub drafts: DraftPrecision,
+    /// What weights are kept in.
+    pub weights: WeightStorage,
+}
+
+/// What the weights that decide on the text are kept in: those of the trunk, of head 0 and of the
+/// unembedding. The text is the same either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightStorage {
+    /// As few bytes as have the same bits (the default). Published weights are numbers of 16 bits, or
+    /// levels of 4 or 8 bits in blocks, so that a pass reads a half or a sixth of what float32 takes.
+    #[default]
+    Compact,
+    /// The type that is computed in.
+    Full,
 }
 
 /// What the drafting heads of a float32 model compute with.

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use foretoken_decode::{
     Decoder, DecoderOptions, Decoding, DraftPrecision, Error, GenerateOptions, Generation,
-    Sampling, StoppedBy,
+    Sampling, StoppedBy, WeightStorage,
 };
 use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
 use foretoken_trunk::{Architecture, Block};
@@ -160,7 +160,8 @@ proptest! {
         let kind = if double { Kind::Double } else { Kind::Float };
         let model = restless(&sizes, kind, seed);
         let drafts = if full { DraftPrecision::Full } else { DraftPrecision::BFloat16 };
-        let options = DecoderOptions { threads: Some(1), drafts };
+        let options =
+            DecoderOptions { threads: Some(1), drafts, ..DecoderOptions::default() };
         let mut decoder = Decoder::with_options(&model, options).unwrap();
         prop_assert_eq!(decoder.engine(), "cpu");
         let prompt: Vec<u32> =
@@ -211,6 +212,49 @@ fn drafts_in_bfloat16_are_accepted_like_exact_ones() {
         generate(&mut decoder, &[9], &options(120, Some(4))).accepted
     });
     assert_eq!(accepted[0], accepted[1]);
+}
+
+/// Weights like those of a published model: all of bfloat16, or in blocks of 32 of 16 levels each.
+fn published(model: &MultiTokenModel, blocks: bool) {
+    for parameter in model.parameters().iter().filter(|parameter| parameter.tensor.dim() == 2) {
+        let tensor = &parameter.tensor;
+        let value = if blocks {
+            let flat = tensor.reshape([-1, 32]);
+            let step = flat.abs().amax([1], true).divide_scalar(8.0).to_kind(Kind::Half);
+            let step = step.to_kind(Kind::Float);
+            ((flat / &step).round().clamp(-8.0, 7.0) * step).view_as(tensor)
+        } else {
+            tensor.to_kind(Kind::BFloat16)
+        };
+        set(tensor, &value);
+    }
+}
+
+#[test]
+fn compact_weights_write_the_same_text_with_the_same_gaps() {
+    let sizes = Sizes {
+        vocab: 70,
+        head_dim: 16,
+        kv_heads: 1,
+        group: 2,
+        ffn: 64,
+        trunk: 2,
+        heads: 3,
+        context: 100,
+    };
+    for blocks in [false, true] {
+        let model = restless(&sizes, Kind::Float, 5);
+        published(&model, blocks);
+        let [full, compact] = [WeightStorage::Full, WeightStorage::Compact].map(|weights| {
+            let setup = DecoderOptions { weights, ..DecoderOptions::default() };
+            let mut decoder = Decoder::with_options(&model, setup).unwrap();
+            assert_identical(&mut decoder, &[3, 1, 4], 90, 3);
+            generate(&mut decoder, &[3, 1, 4], &options(90, None))
+        });
+        assert_eq!(full.tokens, compact.tokens);
+        assert_eq!(full.gaps, compact.gaps);
+        assert!(full.tokens.iter().collect::<std::collections::HashSet<_>>().len() > 5);
+    }
 }
 
 #[test]

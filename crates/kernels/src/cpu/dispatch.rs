@@ -83,13 +83,19 @@ pub(crate) trait PairKernel<T: Real> {
 
 /// Runs `kernel` compiled for `isa`, with the instructions for bfloat16 where there are any.
 pub(super) fn dispatch_pairs<K: PairKernel<f32>>(isa: Isa, kernel: K) {
-    // SAFETY: an `Isa` has been checked, see `dispatch_with`; bfloat16 is checked here.
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && std::arch::is_x86_feature_detected!("avx512bf16") {
+        // SAFETY: an `Isa` has been checked, see `dispatch_with`; bfloat16 is checked here.
+        return unsafe { pairs_on_bf16(kernel) };
+    }
+    dispatch_exact_pairs(isa, kernel);
+}
+
+/// Runs `kernel` compiled for `isa`, with instructions that round nothing.
+pub(super) fn dispatch_exact_pairs<K: PairKernel<f32>>(isa: Isa, kernel: K) {
+    // SAFETY: an `Isa` has been checked, see `dispatch_with`.
     unsafe {
         match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if std::arch::is_x86_feature_detected!("avx512bf16") => {
-                pairs_on_bf16(kernel);
-            }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => pairs_on_avx512(kernel),
             #[cfg(target_arch = "x86_64")]

@@ -78,15 +78,14 @@ impl Form {
         if self.wide {
             return [words[0], words[1]].map(f32::from_bits);
         }
-        [0, 16].map(|at| f16::from_bits((words[0] >> at) as u16).to_f32())
+        halves(words[0])
     }
 
     fn set_ends(self, words: &mut [u32], step: f32, least: f32) {
         if self.wide {
             (words[0], words[1]) = (step.to_bits(), least.to_bits());
         } else {
-            let [step, least] = [step, least].map(|x| u32::from(f16::from_f32(x).to_bits()));
-            words[0] = step | least << 16;
+            words[0] = half_pair(step.into(), least.into());
         }
     }
 
@@ -155,9 +154,7 @@ impl Form {
     /// Whether `x` may be the step of levels around zero, or the least of them: a float16, or the
     /// product of one and a scale of 8 bits.
     fn holds(self, x: f32) -> bool {
-        #[allow(clippy::float_cmp)]
-        let narrow = || f16::from_f32(x).to_f32() == x;
-        x.is_finite() && if self.wide { x.to_bits() & 0x1f == 0 } else { narrow() }
+        if self.wide { x.is_finite() && x.to_bits() & 0x1f == 0 } else { is_half(x) }
     }
 
     /// The nearest number that may be a step or a least weight: a float16, or the product of one and
@@ -194,6 +191,24 @@ impl Form {
     }
 }
 
+/// The float16 numbers in the low and the high half of a word.
+#[inline(always)]
+pub(super) fn halves(word: u32) -> [f32; 2] {
+    [0, 16].map(|at| f16::from_bits((word >> at) as u16).to_f32())
+}
+
+/// The nearest float16 numbers, in the low and the high half of a word.
+pub(super) fn half_pair(low: f64, high: f64) -> u32 {
+    let [low, high] = [low, high].map(|x| u32::from(f16::from_f64(x).to_bits()));
+    low | high << 16
+}
+
+/// Whether a number is one in float16 too.
+#[allow(clippy::float_cmp)]
+pub(super) fn is_half(x: f32) -> bool {
+    x.is_finite() && f16::from_f32(x).to_f32() == x
+}
+
 /// step · level + least, rounded once.
 #[inline(always)]
 fn weight(step: f32, level: f64, least: f32) -> f32 {
@@ -210,7 +225,8 @@ impl LevelSimd for F32Portable {
     }
     #[inline(always)]
     fn halves(self, words: [u32; 8]) -> [[f32; 8]; 2] {
-        [0, 16].map(|at| words.map(|word| f16::from_bits((word >> at) as u16).to_f32()))
+        let both = words.map(halves);
+        [both.map(|[low, _]| low), both.map(|[_, high]| high)]
     }
     #[inline(always)]
     fn level<const BITS: usize>(self, words: [u32; 8]) -> [f32; 8] {
@@ -231,12 +247,11 @@ mod x86 {
     use super::LevelSimd;
     use crate::cpu::x86::{F32x8, F32x16};
     use std::arch::x86_64::{
-        __m256, __m256i, __m512, __m512i, _mm_cvtsi32_si128, _mm256_and_si256, _mm256_castsi256_ps,
+        __m256, __m256i, __m512, __m512i, _mm256_and_si256, _mm256_castsi256_ps,
         _mm256_cvtepi32_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_or_ps, _mm256_set1_epi32,
-        _mm256_set1_ps, _mm256_slli_epi32, _mm256_srl_epi32, _mm256_srli_epi32, _mm512_and_si512,
+        _mm256_set1_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm512_and_si512,
         _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_loadu_si512,
-        _mm512_permutexvar_ps, _mm512_set1_epi32, _mm512_setr_ps, _mm512_srl_epi32,
-        _mm512_srli_epi32,
+        _mm512_permutexvar_ps, _mm512_set1_epi32, _mm512_setr_ps, _mm512_srli_epi32,
     };
 
     // SAFETY of every block below: `self` proves the unit, and the pointers are the caller's
@@ -271,7 +286,12 @@ mod x86 {
         }
         #[inline(always)]
         fn next<const BITS: usize>(self, words: __m512i) -> __m512i {
-            unsafe { _mm512_srl_epi32(words, _mm_cvtsi32_si128(BITS as i32)) }
+            unsafe {
+                match BITS {
+                    4 => _mm512_srli_epi32::<4>(words),
+                    _ => _mm512_srli_epi32::<8>(words),
+                }
+            }
         }
     }
 
@@ -303,7 +323,12 @@ mod x86 {
         }
         #[inline(always)]
         fn next<const BITS: usize>(self, words: __m256i) -> __m256i {
-            unsafe { _mm256_srl_epi32(words, _mm_cvtsi32_si128(BITS as i32)) }
+            unsafe {
+                match BITS {
+                    4 => _mm256_srli_epi32::<4>(words),
+                    _ => _mm256_srli_epi32::<8>(words),
+                }
+            }
         }
     }
 }

@@ -2,20 +2,23 @@
 
 use super::aligned::{Aligned, PAD, Rows, View};
 use super::dispatch::Isa;
-use super::levels::{self, FORMS};
-use super::pairs::pack_pair;
-use super::product::{Add, Finish, Gate, OfLevels, PANEL, Product, Store};
+use super::levels::{self, FORMS, half_pair};
+use super::pairs::{pack_pair, widened};
+use super::product::{Add, Finish, Gate, OfHalves, OfLevels, PANEL, Product, Store};
 use super::real::Real;
 use super::team::Worker;
 
-/// How exact packed weights are to be.
+/// What packed weights are kept in. Float64 weights are kept as they are in any of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightFormat {
-    /// All their bits (the default).
+    /// The type that is computed in (the default).
     #[default]
     Full,
+    /// The fewest bytes that have the same bits: those of float32 weights that are blocks of levels,
+    /// bfloat16 or float16 numbers, as the weights of published models are.
+    Compact,
     /// bfloat16 beside float32 activations, which some processors round to bfloat16 too: half the
-    /// bytes, for results that may be off by a few thousandths. Float64 stays as it is.
+    /// bytes, for results that may be off by a few thousandths. Levels where these are fewer bytes.
     BFloat16,
 }
 
@@ -24,8 +27,12 @@ pub enum WeightFormat {
 enum Kept {
     /// A weight.
     Single,
-    /// Two in bfloat16.
+    /// Two, rounded to bfloat16.
+    Rounded,
+    /// Two that are bfloat16 numbers.
     Pairs,
+    /// Two that are float16 numbers.
+    Halves,
     /// A word of a block of levels, of the form with this index.
     Levels(usize),
 }
@@ -35,18 +42,39 @@ impl Kept {
     fn depth(self, inputs: usize) -> usize {
         match self {
             Self::Single => inputs,
-            Self::Pairs => inputs.div_ceil(2),
+            Self::Rounded | Self::Pairs | Self::Halves => inputs.div_ceil(2),
             Self::Levels(form) => inputs / FORMS[form].block * FORMS[form].words(),
         }
     }
 }
 
+/// What `weight`, with rows of `inputs`, is kept as in `format`, and the words of its levels where it
+/// is kept in these.
+fn smallest<T: Real>(weight: &[T], inputs: usize, format: WeightFormat) -> (Kept, Vec<u32>) {
+    if format == WeightFormat::Full || !T::HAS_COMPACT {
+        return (Kept::Single, Vec::new());
+    }
+    let weights = || weight.iter().map(|w| w.to_f64() as f32);
+    let found = FORMS.iter().enumerate();
+    let mut found =
+        found.filter_map(|(form, layout)| Some((form, layout.find(weights(), inputs)?)));
+    if let Some((form, words)) = found.next() {
+        return (Kept::Levels(form), words);
+    }
+    let kept = if format == WeightFormat::BFloat16 {
+        Kept::Rounded
+    } else if weights().all(|w| w.to_bits() & 0xffff == 0) {
+        Kept::Pairs
+    } else if weights().all(levels::is_half) {
+        Kept::Halves
+    } else {
+        Kept::Single
+    };
+    (kept, Vec::new())
+}
+
 /// A weight `[out, in]` in column panels: four vectors' worth of outputs side by side, `in` times
 /// one below the other, so that a product reads it from front to back once.
-///
-/// Float32 weights that are levels of 4 or 8 bits, as those of a quantised model are, are kept in
-/// them where all are (`inputs` being a multiple of 32): nothing else is read in a product, and the
-/// result has the same bits.
 ///
 /// A row of a product has the same bits whatever the other rows, the number of rows and the
 /// number of threads are.
@@ -116,40 +144,33 @@ impl<T: Real> PackedLinear<T> {
         Self { panels: Aligned::zeroed(0), inputs, outputs, vectors, kept, isa }
     }
 
-    /// Puts the weights into the lanes that `lane_of` gives for their rows, in the smallest form
-    /// that is as exact as `format` asks.
+    /// Puts the weights into the lanes that `lane_of` gives for their rows, in `format`.
     fn filled(
         mut self,
         weight: &[T],
         format: WeightFormat,
         lane_of: impl Fn(usize) -> (usize, usize),
     ) -> Self {
-        let levels = (0..FORMS.len()).filter(|_| T::HAS_COMPACT).find_map(|form| {
-            let weights = weight.iter().map(|w| w.to_f64() as f32);
-            Some((form, FORMS[form].find(weights, self.inputs)?))
-        });
-        self.kept = match (&levels, format) {
-            (Some((form, _)), _) => Kept::Levels(*form),
-            (None, WeightFormat::BFloat16) if T::HAS_COMPACT => Kept::Pairs,
-            (None, _) => Kept::Single,
-        };
-        let depth = self.kept.depth(self.inputs);
+        let (kept, words) = smallest(weight, self.inputs, format);
+        self.kept = kept;
+        let depth = kept.depth(self.inputs);
         self.panels = Aligned::in_large_pages(self.vectors * self.isa.lanes::<T>() * depth);
         for row in 0..weight.len() / self.inputs.max(1) {
             let (vector, lane) = lane_of(row);
             let weights = &weight[row * self.inputs..][..self.inputs];
-            match &levels {
-                None if self.kept == Kept::Pairs => {
-                    let pairs = weights.chunks(2).map(|pair| {
-                        let high = pair.get(1).map_or(0.0, |w| w.to_f64());
-                        T::from_bits32(pack_pair(pair[0].to_f64(), high))
-                    });
-                    self.set(vector, lane, pairs);
-                }
-                None => self.set(vector, lane, weights.iter().copied()),
-                Some((_, words)) => {
+            match kept {
+                Kept::Single => self.set(vector, lane, weights.iter().copied()),
+                Kept::Levels(_) => {
                     let words = &words[row * depth..][..depth];
                     self.set(vector, lane, words.iter().map(|&word| T::from_bits32(word)));
+                }
+                Kept::Rounded | Kept::Pairs | Kept::Halves => {
+                    let pair = if kept == Kept::Halves { half_pair } else { pack_pair };
+                    let pairs = weights.chunks(2).map(|weights| {
+                        let high = weights.get(1).map_or(0.0, |w| w.to_f64());
+                        T::from_bits32(pair(weights[0].to_f64(), high))
+                    });
+                    self.set(vector, lane, pairs);
                 }
             }
         }
@@ -181,7 +202,7 @@ impl<T: Real> PackedLinear<T> {
     }
 
     /// Writes the weights of one output to `into`: a row of an embedding that is the unembedding
-    /// too. For weights in [`WeightFormat::Full`].
+    /// too. For weights that kept their bits.
     ///
     /// # Panics
     /// Where there is no such output, `into` has another length than [`PackedLinear::inputs`], or
@@ -189,22 +210,27 @@ impl<T: Real> PackedLinear<T> {
     pub fn copy_weights(&self, output: usize, into: &mut [T]) {
         assert!(output < self.outputs, "output {output} of {}", self.outputs);
         assert_eq!(into.len(), self.inputs, "room for another number of weights");
+        assert_ne!(self.kept, Kept::Rounded, "rounded weights");
         let lanes = self.isa.lanes::<T>();
         let (start, width) = self.place(output / lanes, output % lanes);
         let mut places = self.panels[start..].iter().step_by(width);
-        let form = match self.kept {
-            Kept::Single => {
-                return into.iter_mut().zip(places).for_each(|(to, &weight)| *to = weight);
-            }
-            Kept::Pairs => panic!("rounded weights"),
-            Kept::Levels(form) => FORMS[form],
+        if self.kept == Kept::Single {
+            return into.iter_mut().zip(places).for_each(|(to, &weight)| *to = weight);
+        }
+        let (block, count) = match self.kept {
+            Kept::Levels(form) => (FORMS[form].block, FORMS[form].words()),
+            _ => (2, 1),
         };
-        let mut block = [0; levels::MOST_WORDS];
-        for into in into.chunks_mut(form.block) {
-            let words = &mut block[..form.words()];
+        let mut words = [0; levels::MOST_WORDS];
+        for into in into.chunks_mut(block) {
+            let words = &mut words[..count];
             words.iter_mut().zip(&mut places).for_each(|(word, place)| *word = place.to_bits32());
-            let weights = form.weights(words).map(|w| T::from_f64(w.into()));
-            into.iter_mut().zip(weights).for_each(|(to, weight)| *to = weight);
+            let weights: &mut dyn Iterator<Item = f32> = match self.kept {
+                Kept::Levels(form) => &mut FORMS[form].weights(words),
+                Kept::Halves => &mut levels::halves(words[0]).into_iter(),
+                _ => &mut widened(words[0]).into_iter(),
+            };
+            into.iter_mut().zip(weights).for_each(|(to, w)| *to = T::from_f64(w.into()));
         }
     }
 
@@ -290,7 +316,9 @@ impl<T: Real> PackedLinear<T> {
         };
         match self.kept {
             Kept::Single => T::dispatch(self.isa, product),
-            Kept::Pairs => T::dispatch_pairs(self.isa, product),
+            Kept::Rounded => T::dispatch_pairs(self.isa, product),
+            Kept::Pairs => T::dispatch_exact_pairs(self.isa, product),
+            Kept::Halves => T::dispatch_levels(self.isa, OfHalves(product)),
             Kept::Levels(0) => T::dispatch_levels(self.isa, OfLevels::<_, 0>(product)),
             Kept::Levels(1) => T::dispatch_levels(self.isa, OfLevels::<_, 1>(product)),
             Kept::Levels(2) => T::dispatch_levels(self.isa, OfLevels::<_, 2>(product)),

@@ -11,9 +11,10 @@
 //! sum.
 //!
 //! - [`PackedLinear`]: a weight matrix in panels, read from front to back by tiles of 1 to 8 rows
-//!   times up to four vectors. Weights that were published in blocks of 4 or 8 bits are found out
-//!   and kept as these, with the same bits coming out; [`WeightFormat::BFloat16`] halves the bytes
-//!   of others where a result may be off, as drafts may.
+//!   times up to four vectors. [`WeightFormat::Compact`] finds out which weights are numbers of
+//!   fewer bits, or blocks of levels of 4 or 8, as those of published models are, and reads these
+//!   with the same bits coming out; [`WeightFormat::BFloat16`] halves the bytes of others where a
+//!   result may be off, as drafts may.
 //! - [`RmsNorm`] and [`BlockCache`]: keys lie in blocks of 16 positions, so that a query times
 //!   sixteen keys is a sum of vectors too.
 //! - [`BlockWeights`]: a block packed for this. [`Workspace::run`] takes rows through a trunk and

@@ -31,6 +31,12 @@ pub(super) fn pack_pair(low: f64, high: f64) -> u32 {
     u32::from(bfloat16(low as f32)) | u32::from(bfloat16(high as f32)) << 16
 }
 
+/// The weights of a pair, widened.
+#[inline(always)]
+pub(super) fn widened(pair: u32) -> [f32; 2] {
+    [pair << 16, pair & 0xffff_0000].map(f32::from_bits)
+}
+
 fn bfloat16(x: f32) -> u16 {
     let bits = x.to_bits();
     if x.is_nan() {
@@ -56,7 +62,7 @@ impl PairSimd for F32Portable {
     #[inline(always)]
     fn add_pairs(self, sum: [f32; 8], x: [f32; 2], w: [u32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| {
-            let (low, high) = (f32::from_bits(w[i] << 16), f32::from_bits(w[i] & 0xffff_0000));
+            let [low, high] = widened(w[i]);
             sum[i] + x[0] * low + x[1] * high
         })
     }

@@ -6,14 +6,17 @@ use super::levels::LevelSimd;
 use super::pairs::PairSimd;
 use super::real::{Real, RealSimd, exp2};
 use super::simd::Simd;
-use super::tile::{Ahead, Sums, level_tile, pair_tile, tile, tile_rows, with_rows};
+use super::tile::{Sums, half_tile, level_tile, pair_tile, tile, tile_rows, with_rows};
 
 /// Vectors side by side in a panel.
 pub(super) const PANEL: usize = 4;
 
 /// How far ahead of its use a weight is asked for, in values: far enough to hide the way from the
-/// outer cache, near enough not to be lost again (measured; 64 to 128 do as well, 160 does not).
-const AHEAD: usize = 96;
+/// outer cache or from memory (measured: half and double of it do about as well).
+const AHEAD: usize = 256;
+
+/// The same for words of levels, a line of which takes several times as long.
+const LEVELS_AHEAD: usize = 1024;
 
 /// The arguments of a product, for the unit that it is dispatched to.
 pub(super) struct Product<T, F> {
@@ -48,6 +51,16 @@ impl<T: Real, F: Finish> PairKernel<T> for Product<T, F> {
     }
 }
 
+/// A product whose weights are pairs of float16.
+pub(super) struct OfHalves<P>(pub(super) P);
+
+impl<T: Real, F: Finish> LevelKernel<T> for OfHalves<Product<T, F>> {
+    #[inline(always)]
+    fn run_levels<S: LevelSimd<T = T>>(self, s: S) {
+        self.0.run_tiles::<S, Halves>(s);
+    }
+}
+
 /// A product whose weights are levels of the form with this index.
 pub(super) struct OfLevels<P, const FORM: usize>(pub(super) P);
 
@@ -60,6 +73,12 @@ impl<T: Real, F: Finish, const FORM: usize> LevelKernel<T> for OfLevels<Product<
 
 /// How weights lie in their places.
 trait Tiling<S: Simd> {
+    /// Most rows of a tile of four vectors.
+    const WIDE_ROWS: usize = S::WIDE_ROWS;
+    /// Most rows of a tile. Half a panel's vectors at a time are slower to read than all of them, so
+    /// that tiles of four vectors are best where these are of more than a few rows.
+    const MOST_ROWS: usize = if S::WIDE_ROWS < 4 { S::NARROW_ROWS } else { S::WIDE_ROWS };
+
     /// Adds a tile's products: see [`tile`].
     ///
     /// # Safety
@@ -70,7 +89,6 @@ trait Tiling<S: Simd> {
         x: [*const S::T; R],
         w: [*const S::T; C],
         step: usize,
-        again: bool,
         sums: &mut Sums<S, R, C>,
     );
 }
@@ -79,6 +97,8 @@ trait Tiling<S: Simd> {
 struct Single;
 /// Two bfloat16 weights in a place.
 struct Paired;
+/// Two float16 weights in a place.
+struct Halves;
 /// A word of a block of levels in a place.
 struct Levels<const FORM: usize>;
 
@@ -90,11 +110,10 @@ impl<S: Simd> Tiling<S> for Single {
         x: [*const S::T; R],
         w: [*const S::T; C],
         step: usize,
-        again: bool,
         sums: &mut Sums<S, R, C>,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { tile(s, depth, x, w, step, Ahead { values: AHEAD, again }, sums) }
+        unsafe { tile(s, depth, x, w, step, AHEAD, sums) }
     }
 }
 
@@ -106,18 +125,16 @@ impl<S: PairSimd> Tiling<S> for Paired {
         x: [*const S::T; R],
         w: [*const S::T; C],
         step: usize,
-        again: bool,
         sums: &mut Sums<S, R, C>,
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            let ahead = Ahead { values: AHEAD, again };
-            pair_tile(s, depth, x, w.map(<*const S::T>::cast), step, ahead, sums);
+            pair_tile(s, depth, x, w.map(<*const S::T>::cast), step, AHEAD, sums);
         }
     }
 }
 
-impl<S: LevelSimd, const FORM: usize> Tiling<S> for Levels<FORM> {
+impl<S: LevelSimd> Tiling<S> for Halves {
     #[inline(always)]
     unsafe fn add<const R: usize, const C: usize>(
         s: S,
@@ -125,14 +142,34 @@ impl<S: LevelSimd, const FORM: usize> Tiling<S> for Levels<FORM> {
         x: [*const S::T; R],
         w: [*const S::T; C],
         step: usize,
-        again: bool,
         sums: &mut Sums<S, R, C>,
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            let ahead = Ahead { values: AHEAD, again };
+            half_tile(s, depth, x, w.map(<*const S::T>::cast), step, AHEAD, sums);
+        }
+    }
+}
+
+impl<S: LevelSimd, const FORM: usize> Tiling<S> for Levels<FORM> {
+    // Words, steps and leasts take registers too.
+    const WIDE_ROWS: usize = if S::WIDE_ROWS < 4 { S::WIDE_ROWS } else { 4 };
+    // Each tile computes the weights from their levels, so the fewer the better.
+    const MOST_ROWS: usize = S::NARROW_ROWS;
+
+    #[inline(always)]
+    unsafe fn add<const R: usize, const C: usize>(
+        s: S,
+        depth: usize,
+        x: [*const S::T; R],
+        w: [*const S::T; C],
+        step: usize,
+        sums: &mut Sums<S, R, C>,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
             let words = w.map(<*const S::T>::cast);
-            level_tile::<S, R, C, FORM>(s, depth, x, words, step, ahead, sums);
+            level_tile::<S, R, C, FORM>(s, depth, x, words, step, LEVELS_AHEAD, sums);
         }
     }
 }
@@ -143,11 +180,10 @@ impl<T: Real, F: Finish> Product<T, F> {
         for panel in self.panels.0..self.panels.1 {
             let mut row = 0;
             while row < self.rows {
-                let rows = tile_rows::<S>(self.rows - row);
-                let again = row + rows < self.rows;
+                let rows = tile_rows(self.rows - row, L::MOST_ROWS);
                 // SAFETY: panel < panels and row + rows ≤ rows; whoever made the product promised
                 // that the views hold as much.
-                unsafe { with_rows!(rows, R => self.panel::<S, L, R>(s, panel, row, again)) };
+                unsafe { with_rows!(rows, R => self.panel::<S, L, R>(s, panel, row)) };
                 row += rows;
             }
         }
@@ -160,25 +196,24 @@ impl<T: Real, F: Finish> Product<T, F> {
         s: S,
         panel: usize,
         row: usize,
-        again: bool,
     ) {
-        if R > S::WIDE_ROWS.max(S::NARROW_ROWS) {
+        if R > L::MOST_ROWS {
             return; // `tile_rows` never asks for as many: no code for it
         }
         let first = panel * PANEL;
         let vectors = (self.vectors - first).min(PANEL);
         // SAFETY: the caller's promise; tiles cover the panel's vectors once.
         unsafe {
-            if R <= S::WIDE_ROWS && vectors == PANEL {
-                return self.tile::<S, L, R, PANEL>(s, first, 0, PANEL, row, again);
+            if R <= L::WIDE_ROWS && vectors == PANEL {
+                return self.tile::<S, L, R, PANEL>(s, first, 0, PANEL, row);
             }
             let mut vector = 0;
             while vector + 2 <= vectors {
-                self.tile::<S, L, R, 2>(s, first, vector, vectors, row, again);
+                self.tile::<S, L, R, 2>(s, first, vector, vectors, row);
                 vector += 2;
             }
             if vector < vectors {
-                self.tile::<S, L, R, 1>(s, first, vector, vectors, row, again);
+                self.tile::<S, L, R, 1>(s, first, vector, vectors, row);
             }
         }
     }
@@ -193,7 +228,6 @@ impl<T: Real, F: Finish> Product<T, F> {
         vector: usize,
         width: usize,
         row: usize,
-        again: bool,
     ) {
         let mut sums: Sums<S, R, C> = [[s.zero(); C]; R];
         // SAFETY: the panel holds `depth` lines of `width` vectors, and the views the rows.
@@ -201,7 +235,7 @@ impl<T: Real, F: Finish> Product<T, F> {
             let start = self.weights.add((first * self.depth + vector) * S::LANES);
             let w = std::array::from_fn(|c| start.add(c * S::LANES));
             let x = std::array::from_fn(|r| self.x.row(row + r).cast_const());
-            L::add(s, self.depth, x, w, width * S::LANES, again, &mut sums);
+            L::add(s, self.depth, x, w, width * S::LANES, &mut sums);
             for (r, sums) in sums.into_iter().enumerate() {
                 let base = self.base.row(row + r).cast_const();
                 self.finish.finish(s, sums, base, self.y.row(row + r), first + vector);

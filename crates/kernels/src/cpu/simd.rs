@@ -48,9 +48,8 @@ pub(crate) trait Simd: Copy {
     fn scale(self, a: Self::V, n: Self::V) -> Self::V;
     /// Zero in the lanes where `x` < `bound`, else `a`.
     fn zero_where_below(self, a: Self::V, x: Self::V, bound: Self::V) -> Self::V;
-    /// Asks for the line at `at` ahead of its use, into all caches where it is read `again` soon, else
-    /// past those that it would push others out of; any address will do.
-    fn prefetch(self, at: *const Self::T, again: bool);
+    /// Asks for the line at `at` ahead of its use; any address will do.
+    fn prefetch(self, at: *const Self::T);
 
     /// All zero.
     #[inline(always)]
@@ -163,7 +162,7 @@ macro_rules! portable {
                 std::array::from_fn(|i| if x[i] < bound[i] { 0.0 } else { a[i] })
             }
             #[inline(always)]
-            fn prefetch(self, _at: *const $t, _again: bool) {}
+            fn prefetch(self, _at: *const $t) {}
         }
     };
 }

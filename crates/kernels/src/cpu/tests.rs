@@ -1,5 +1,6 @@
 //! The engine against plain float64 code in `ndarray`, and a row's bits alone against among others.
 
+use half::{bf16, f16};
 use proptest::prelude::*;
 
 use super::block::{BlockShape, BlockWeights};
@@ -273,40 +274,62 @@ proptest! {
         deep in 1usize..3, rows in 1usize..20, seed: u64,
     ) {
         // As many rows of weights as there are blocks, each of its block `deep` times.
-        let (outputs, inputs) = (blocks.len(), deep * 32);
+        let inputs = deep * 32;
         let weight: Vec<f32> = blocks.iter().flat_map(|block| block.weights.repeat(deep)).collect();
-        // One more row of other numbers, and all are kept as they are.
-        let mut numbers = Numbers(seed);
-        let odd = narrow::<f32>(numbers.matrix(1, inputs, 1.0).iter());
-        let mixed = [weight.clone(), odd].concat();
-        let x = numbers.matrix(rows, inputs, 1.0);
-        for isa in Isa::available() {
-            let pack = |weight: &[f32], format| {
-                PackedLinear::<f32>::pack_for(isa, weight, weight.len() / inputs, inputs, format)
-            };
-            let product = |linear: &PackedLinear<f32>, rows: usize| {
-                let (mut input, mut output) = (rows_of(&x), super::Rows::new(rows, linear.outputs()));
-                linear.apply(&mut input, &mut output, rows, false);
-                (0..rows).map(|r| output.row(r)[..outputs].to_vec()).collect::<Vec<_>>()
-            };
-            let plain = pack(&mixed, WeightFormat::Full);
-            let expected = product(&plain, rows);
-            for exactness in [WeightFormat::Full, WeightFormat::BFloat16] {
-                let compact = pack(&weight, exactness);
-                let lanes = outputs.next_multiple_of(isa.lanes::<f32>());
-                let form = blocks[0].form;
-                let words = inputs / form.block * form.words();
-                prop_assert!(compact.bytes() <= lanes * words * size_of::<u32>());
-                prop_assert_eq!(&product(&compact, rows), &expected);
-                prop_assert_eq!(product(&compact, 1), &expected[..1]);
-                let mut copied = vec![0.0; inputs];
-                for output in 0..outputs {
-                    compact.copy_weights(output, &mut copied);
-                    prop_assert_eq!(&copied[..], &weight[output * inputs..][..inputs]);
-                }
-            }
+        compact_weights_change_no_bit(&weight, inputs, rows, seed, |lanes| {
+            let form = blocks[0].form;
+            lanes * (inputs / form.block * form.words()) * size_of::<u32>()
+        })?;
+    }
+
+    #[test]
+    fn numbers_of_fewer_bits_change_no_bit_of_a_product(
+        outputs in 1usize..70, inputs in 1usize..70, rows in 1usize..20, bfloat16: bool, seed: u64,
+    ) {
+        let weight: Vec<f32> = narrow(Numbers(seed).matrix(outputs, inputs, 1.0).iter());
+        let weight: Vec<f32> = weight
+            .into_iter()
+            .map(|w| if bfloat16 { bf16::from_f32(w).to_f32() } else { f16::from_f32(w).to_f32() })
+            .collect();
+        compact_weights_change_no_bit(&weight, inputs, rows, seed, |lanes| {
+            lanes * inputs.div_ceil(2) * size_of::<u32>()
+        })?;
+    }
+}
+
+/// `weight`, with rows of `inputs`, kept compact in at most as many bytes as `bytes` says of so many
+/// lanes: its products are those of the weights as they are.
+fn compact_weights_change_no_bit(
+    weight: &[f32],
+    inputs: usize,
+    rows: usize,
+    seed: u64,
+    bytes: impl Fn(usize) -> usize,
+) -> Result<(), TestCaseError> {
+    let outputs = weight.len() / inputs;
+    let x = Numbers(seed).matrix(rows, inputs, 1.0);
+    for isa in Isa::available() {
+        let pack = |format| PackedLinear::<f32>::pack_for(isa, weight, outputs, inputs, format);
+        let product = |linear: &PackedLinear<f32>, rows: usize| {
+            let (mut input, mut output) = (rows_of(&x), super::Rows::new(rows, outputs));
+            linear.apply(&mut input, &mut output, rows, false);
+            (0..rows).map(|r| output.row(r).to_vec()).collect::<Vec<_>>()
+        };
+        let (plain, compact) = (pack(WeightFormat::Full), pack(WeightFormat::Compact));
+        let lanes = outputs.next_multiple_of(isa.lanes::<f32>());
+        prop_assert!(compact.bytes() <= bytes(lanes));
+        prop_assert!(inputs < 2 || compact.bytes() < plain.bytes());
+        prop_assert!(pack(WeightFormat::BFloat16).bytes() <= compact.bytes());
+        let expected = product(&plain, rows);
+        prop_assert_eq!(&product(&compact, rows), &expected);
+        prop_assert_eq!(product(&compact, 1), &expected[..1]);
+        let mut copied = vec![0.0; inputs];
+        for (output, weights) in weight.chunks(inputs).enumerate() {
+            compact.copy_weights(output, &mut copied);
+            prop_assert_eq!(&copied[..], weights);
         }
     }
+    Ok(())
 }
 
 /// A matrix as rows of float32.

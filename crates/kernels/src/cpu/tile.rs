@@ -4,22 +4,14 @@ use super::levels::{FORMS, LevelSimd};
 use super::pairs::PairSimd;
 use super::simd::Simd;
 
-/// What a tile asks for ahead of its use.
-#[derive(Clone, Copy)]
-pub(super) struct Ahead {
-    /// How many values past the ones in use; 0 for nothing.
-    pub(super) values: usize,
-    /// Whether the next rows read the same soon, so that it is to stay in the caches.
-    pub(super) again: bool,
-}
-
 /// The sums of a tile: `R` rows of `C` vectors.
 pub(super) type Sums<S, const R: usize, const C: usize> = [[<S as Simd>::V; C]; R];
 
 /// Adds to `sums[r][c]`, for i = 0, 1, …, `depth` − 1 in this order, `x[r][i] · w[c][i · step ..]`.
 ///
 /// A sum is one chain of multiply-adds over i whatever `R` and `C` are: this is why a row's result
-/// has the same bits alone and among others. Weights `ahead` of those in use are prefetched.
+/// has the same bits alone and among others. The weight that is `ahead` values behind the one in
+/// use is prefetched; 0 for none.
 ///
 /// # Safety
 /// `depth` values are readable at each `x[r]`, and a vector at each `w[c] + i · step`.
@@ -30,7 +22,7 @@ pub(super) unsafe fn tile<S: Simd, const R: usize, const C: usize>(
     x: [*const S::T; R],
     w: [*const S::T; C],
     step: usize,
-    ahead: Ahead,
+    ahead: usize,
     sums: &mut Sums<S, R, C>,
 ) {
     for i in 0..depth {
@@ -40,8 +32,8 @@ pub(super) unsafe fn tile<S: Simd, const R: usize, const C: usize>(
             for c in 0..C {
                 let at = w[c].add(i * step);
                 v[c] = s.load(at);
-                if ahead.values > 0 {
-                    s.prefetch(at.wrapping_add(ahead.values), ahead.again);
+                if ahead > 0 {
+                    s.prefetch(at.wrapping_add(ahead));
                 }
             }
             for r in 0..R {
@@ -66,7 +58,7 @@ pub(super) unsafe fn pair_tile<S: PairSimd, const R: usize, const C: usize>(
     x: [*const S::T; R],
     w: [*const u32; C],
     step: usize,
-    ahead: Ahead,
+    ahead: usize,
     sums: &mut Sums<S, R, C>,
 ) {
     for i in 0..depth {
@@ -76,12 +68,43 @@ pub(super) unsafe fn pair_tile<S: PairSimd, const R: usize, const C: usize>(
             for c in 0..C {
                 let at = w[c].add(i * step);
                 v[c] = s.load_pairs(at);
-                s.prefetch(at.wrapping_add(ahead.values).cast(), ahead.again);
+                s.prefetch(at.wrapping_add(ahead).cast());
             }
             for r in 0..R {
                 let xi = s.splat_pair(x[r].add(2 * i));
                 for c in 0..C {
                     sums[r][c] = s.add_pairs(sums[r][c], xi, v[c]);
+                }
+            }
+        }
+    }
+}
+
+/// As [`tile`], with two float16 weights in each place of `w`: `depth` counts places, and `x` has two
+/// values for each.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+pub(super) unsafe fn half_tile<S: LevelSimd, const R: usize, const C: usize>(
+    s: S,
+    depth: usize,
+    x: [*const S::T; R],
+    w: [*const u32; C],
+    step: usize,
+    ahead: usize,
+    sums: &mut Sums<S, R, C>,
+) {
+    for i in 0..depth {
+        // SAFETY: i < depth, so the caller's promise covers each read.
+        unsafe {
+            for c in 0..C {
+                let at = w[c].add(i * step);
+                s.prefetch(at.wrapping_add(ahead).cast());
+                let [low, high] = s.halves(s.load_words(at));
+                for r in 0..R {
+                    let first = s.fma(s.splat(*x[r].add(2 * i)), low, sums[r][c]);
+                    sums[r][c] = s.fma(s.splat(*x[r].add(2 * i + 1)), high, first);
                 }
             }
         }
@@ -102,7 +125,7 @@ pub(super) unsafe fn level_tile<S: LevelSimd, const R: usize, const C: usize, co
     x: [*const S::T; R],
     w: [*const u32; C],
     step: usize,
-    ahead: Ahead,
+    ahead: usize,
     sums: &mut Sums<S, R, C>,
 ) {
     match FORMS[FORM].bits {
@@ -130,7 +153,7 @@ unsafe fn level_tile_of<
     x: [*const S::T; R],
     w: [*const u32; C],
     step: usize,
-    ahead: Ahead,
+    ahead: usize,
     sums: &mut Sums<S, R, C>,
 ) {
     let form = FORMS[FORM];
@@ -153,19 +176,15 @@ unsafe fn level_tile_of<
                 for c in 0..C {
                     let here = word(at, c);
                     words[c] = s.load_words(here);
-                    s.prefetch(here.wrapping_add(ahead.values).cast(), ahead.again);
+                    s.prefetch(here.wrapping_add(ahead).cast());
                 }
                 let start = block * form.block + (at - form.header()) * (32 / BITS);
                 for i in start..start + 32 / BITS {
-                    let mut v = zeros;
                     for c in 0..C {
-                        v[c] = s.weight(steps[c], s.level::<BITS>(words[c]), leasts[c]);
+                        let v = s.weight(steps[c], s.level::<BITS>(words[c]), leasts[c]);
                         words[c] = s.next::<BITS>(words[c]);
-                    }
-                    for r in 0..R {
-                        let xi = s.splat(*x[r].add(i));
-                        for c in 0..C {
-                            sums[r][c] = s.fma(xi, v[c], sums[r][c]);
+                        for r in 0..R {
+                            sums[r][c] = s.fma(s.splat(*x[r].add(i)), v, sums[r][c]);
                         }
                     }
                 }
@@ -174,15 +193,11 @@ unsafe fn level_tile_of<
     }
 }
 
-/// How many of `rows` rows the next tile takes: all where they fit, else shares as equal as can be.
+/// How many of `rows` rows the next tile takes, where one takes `most`: all where they fit, else
+/// shares as equal as can be.
 #[inline(always)]
-pub(super) fn tile_rows<S: Simd>(rows: usize) -> usize {
-    let most = S::WIDE_ROWS.max(S::NARROW_ROWS);
-    if rows <= most {
-        return rows;
-    }
-    let best = if S::WIDE_ROWS >= 4 { S::WIDE_ROWS } else { S::NARROW_ROWS };
-    rows.div_ceil(rows.div_ceil(best))
+pub(super) fn tile_rows(rows: usize, most: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(most))
 }
 
 /// Calls `$body` with the constant `$R` set to the run-time number `$rows` (1 to 8).
