@@ -179,7 +179,7 @@ pub(crate) struct GenerateArguments {
     pub(crate) heads: Option<usize>,
     /// Verify up to so many tokens beside the drafts, each in place of one, 0 to 16: what the heads
     /// think next likely. The text is the same
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(..=16))]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(..=16))]
     pub(crate) alternatives: u8,
     /// Draw tokens at random: below 1 favours likely ones, above 1 evens them out
     #[arg(long, value_name = "T")]

@@ -7,7 +7,7 @@ use foretoken_heads::{ModelConfig, MultiTokenModel};
 
 use crate::cpu_engine;
 use crate::engine::{Engine, Other};
-use crate::pace::Pace;
+use crate::pace::{Pace, Step};
 use crate::sampler::Sampler;
 use crate::tensor_engine::{Held, TensorEngine};
 use crate::{DecoderOptions, Decoding, Error, GenerateOptions, Generation, Result, StoppedBy};
@@ -22,6 +22,8 @@ pub struct Decoder<'m> {
     vocab: usize,
     context: usize,
     heads: usize,
+    /// What adaptive decoding has learned of the texts before.
+    pace: Option<Pace>,
 }
 
 impl std::fmt::Debug for Decoder<'_> {
@@ -78,7 +80,7 @@ impl<'m> Decoder<'m> {
     fn over(config: &ModelConfig, engine: Box<dyn Engine + 'm>, name: &'static str) -> Self {
         let sizes = &config.architecture;
         let (vocab, context) = (sizes.vocab, sizes.context);
-        Self { engine, name, vocab, context, heads: config.heads.drafting() }
+        Self { engine, name, vocab, context, heads: config.heads.drafting(), pace: None }
     }
 
     /// `cpu` for the engine in which a row has the same bits alone and among others, `tensors` for
@@ -122,8 +124,14 @@ impl<'m> Decoder<'m> {
             return Ok(text.generation);
         }
         self.engine.reset();
+        let (most, others) = (heads - 1, options.alternatives);
+        let mut pace = match (options.decoding, self.pace.take()) {
+            (Decoding::Adaptive { .. }, None) => Pace::adaptive(most, others),
+            (Decoding::Adaptive { .. }, Some(learned)) => learned.next_text(most, others),
+            _ => Pace::steady(most, others),
+        };
         // A pass brings its drafts and one token more; the first token comes before that.
-        let drafting = (heads - 1).min(text.limit.saturating_sub(2));
+        let drafting = pace.drafting().min(text.limit.saturating_sub(2));
         let first = self.engine.prefill(prompt, drafting)?;
         let mut outcome = text.extend(self.engine.as_mut(), &[first], &[0], 0)?;
         text.generation.prefill = start.elapsed();
@@ -131,17 +139,13 @@ impl<'m> Decoder<'m> {
         let mut pass = Vec::with_capacity(heads);
         let (mut best, mut others) = (Vec::with_capacity(heads), Vec::new());
         let mut rows = Vec::with_capacity(heads);
-        let mut pace = match options.decoding {
-            Decoding::Adaptive { .. } => Pace::adaptive(drafting, options.alternatives),
-            _ => Pace::steady(drafting, options.alternatives),
-        };
         while outcome.is_continue() {
             // The last token and the drafts of those after it.
             pass.clear();
             pass.extend(text.generation.tokens.last());
             others.clear();
             let began = Instant::now();
-            let drafts = pace.drafting().min(text.left() - 1);
+            let drafts = pace.drafting().min(drafting).min(text.left() - 1);
             if drafts > 0 {
                 let verified = pace.verifying().min(drafts);
                 let drafted =
@@ -160,12 +164,19 @@ impl<'m> Decoder<'m> {
             let accepted = agree + usize::from(other.is_some());
             rows.clear();
             rows.extend((0..=agree).chain(other.map(|other| pass.len() + other)));
-            let seconds = (drafted - began, drafted.elapsed());
-            pace.observe(pass.len() - 1, !others.is_empty(), accepted, seconds.0, seconds.1);
+            pace.observe(Step {
+                verified: (pass.len() - 1, others.len()),
+                agreed: agree,
+                other: other.map(|which| (which, agree + 1)),
+                took: (drafted - began, drafted.elapsed()),
+            });
             outcome = text.extend(self.engine.as_mut(), &best, &rows, accepted)?;
             self.engine.keep(1 + agree, other)?;
         }
         text.generation.decode = decoding.elapsed();
+        if let Decoding::Adaptive { .. } = options.decoding {
+            self.pace = Some(pace);
+        }
         Ok(text.generation)
     }
 

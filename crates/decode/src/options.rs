@@ -52,8 +52,8 @@ pub enum Decoding {
         heads: usize,
     },
     /// As many drafts as pay, up to those of `heads`: the first steps of a text measure what drafts
-    /// cost and bring, and those that slow the text down are left out from there on. The tokens
-    /// are the same.
+    /// cost and bring, and those that slow the text down are left out from there on, in the next
+    /// texts too. The tokens are the same.
     Adaptive {
         /// Heads that may be used, from 1 to all that the model has.
         heads: usize,

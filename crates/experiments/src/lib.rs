@@ -62,11 +62,11 @@ mod training;
 pub use options::{Outcome, Preset, ReproduceOptions, Training};
 pub use paper::{PaperFigures, PaperModel, PaperRow};
 pub use plot::{Metric, Plot, PlotOptions, XAxis, plot};
-pub use recipe::{DecodingPlan, HeldOutPlan, Recipe, ValidationPlan};
+pub use recipe::{CompactPlan, DecodingPlan, HeldOutPlan, Recipe, ValidationPlan};
 pub use render::{Rendered, render};
 pub use report::{Corpus, DecodingRow, ModelRow, Report, Versions};
 pub use results::{
-    Agreement, Difference, HeldOutRow, LossCurve, Machine, OutOfDomain, Sample, Settings,
-    SpeedResults, Timing,
+    Agreement, CompactRow, Difference, HeldOutRow, LossCurve, Machine, OutOfDomain, Sample,
+    Settings, SpeedResults, Timing,
 };
 pub use run::{EXPERIMENTS, reproduce, reproduce_with};

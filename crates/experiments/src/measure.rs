@@ -4,13 +4,16 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use foretoken_data::{TokenShard, Tokenizer};
-use foretoken_decode::{Decoder, Decoding, GenerateOptions, Generation};
+use foretoken_decode::{
+    Decoder, DecoderOptions, Decoding, GenerateOptions, Generation, WeightStorage,
+};
 use foretoken_eval::{
     Comparison, HeldOut, HeldOutOptions, LossOptions, compare, distinct_8grams, head_losses,
     held_out_texts,
 };
 use foretoken_heads::MultiTokenModel;
 use serde::{Deserialize, Serialize};
+use tch::Device;
 
 use crate::agreement::agreement;
 use crate::recipe::{DecodingPlan, Recipe};
@@ -30,6 +33,9 @@ pub(crate) struct Measured {
     pub(crate) held_out: HeldOut,
     pub(crate) other: Option<OnOther>,
     pub(crate) ways: Vec<WayMeasured>,
+    /// The same with compact weights, where these are measured too.
+    #[serde(default)]
+    pub(crate) compact: Vec<WayMeasured>,
     pub(crate) differences: Vec<Difference>,
     pub(crate) sample: Option<Sample>,
     /// The count over the whole test split.
@@ -124,7 +130,8 @@ pub(crate) fn measure(
         None => None,
     };
     check(stop)?;
-    let (ways, differences, plain) = decode(name, model, baseline, texts.prompts, recipe, stop)?;
+    let Decoded { ways, compact, differences, plain } =
+        decode(name, model, baseline, texts.prompts, recipe, stop)?;
     let sample = if heads > 1 && recipe.decoding.sample_tokens > 0 {
         Some(sample(name, model, liveliest(texts.prompts, &plain), texts, recipe)?)
     } else {
@@ -146,6 +153,7 @@ pub(crate) fn measure(
         held_out,
         other,
         ways,
+        compact,
         differences,
         sample,
         agreement,
@@ -169,8 +177,77 @@ fn held_out_text(
     Ok(texts)
 }
 
-/// Decodes every prompt in every way, all ways in turn, `repeats` times over; what plain decoding
-/// wrote comes last.
+/// What decoding every prompt in every way came to.
+struct Decoded {
+    ways: Vec<WayMeasured>,
+    compact: Vec<WayMeasured>,
+    differences: Vec<Difference>,
+    /// What plain decoding wrote.
+    plain: Vec<Generation>,
+}
+
+/// A decoder, what it wrote with each number of heads, and how long that took.
+struct Ways<'m> {
+    decoder: Decoder<'m>,
+    alternatives: usize,
+    outputs: Vec<Vec<Generation>>,
+    times: Vec<Times>,
+}
+
+impl<'m> Ways<'m> {
+    fn new(
+        model: &'m MultiTokenModel,
+        heads: usize,
+        weights: WeightStorage,
+        alternatives: usize,
+    ) -> anyhow::Result<Self> {
+        let options = DecoderOptions { weights, ..DecoderOptions::default() };
+        Ok(Self {
+            decoder: Decoder::with_options(model, options)?,
+            alternatives,
+            outputs: vec![Vec::new(); heads],
+            times: vec![Times::default(); heads],
+        })
+    }
+
+    fn run(
+        &mut self,
+        prompt: &[u32],
+        heads_used: usize,
+        plan: &DecodingPlan,
+    ) -> anyhow::Result<()> {
+        let options = options(heads_used, self.alternatives, plan.new_tokens);
+        let run = generate(&mut self.decoder, prompt, &options)?;
+        let way = heads_used - 1;
+        self.times[way].add(&run);
+        // Of the first repeat: the others write the same.
+        if self.times[way].is_first() {
+            self.outputs[way].push(run);
+        }
+        Ok(())
+    }
+
+    /// What each number of heads came to, against plain decoding by this decoder and by `baseline`.
+    fn summary(
+        &self,
+        name: &str,
+        plain: &[Generation],
+        baseline: &Times,
+        differences: &mut Vec<Difference>,
+    ) -> Vec<WayMeasured> {
+        let both = self.outputs.iter().zip(&self.times).zip(1..);
+        let ways = both.map(|((outputs, times), heads_used)| {
+            let parted = compare_all(name, heads_used, plain, outputs);
+            let against = (&self.times[0], baseline);
+            let way = summarise(heads_used, outputs, &parted, times, against);
+            differences.extend(parted);
+            way
+        });
+        ways.collect()
+    }
+}
+
+/// Decodes every prompt in every way, all ways in turn, `repeats` times over.
 fn decode(
     name: &str,
     model: &MultiTokenModel,
@@ -178,100 +255,89 @@ fn decode(
     prompts: &[Vec<u32>],
     recipe: &Recipe,
     stop: &AtomicBool,
-) -> anyhow::Result<(Vec<WayMeasured>, Vec<Difference>, Vec<Generation>)> {
+) -> anyhow::Result<Decoded> {
     let heads = model.config().heads.count;
-    let mut decoder = Decoder::new(model)?;
-    let mut baseline_decoder = baseline.map(Decoder::new).transpose()?;
+    let plan = &recipe.decoding;
+    let full = WeightStorage::Full;
+    let mut all = vec![Ways::new(model, heads, full, plan.alternatives)?];
+    if let Some(compact) = plan.compact.as_ref().filter(|_| model.device() == Device::Cpu) {
+        all.push(Ways::new(model, heads, WeightStorage::Compact, compact.alternatives)?);
+    }
+    let compact = all.len() > 1;
+    if let Some(baseline) = baseline {
+        all.push(Ways::new(baseline, 1, full, 0)?);
+    }
     // The first pass of each decoder is slower than all others.
-    for decoder in std::iter::once(&mut decoder).chain(&mut baseline_decoder) {
+    let once = options(1, 0, plan.new_tokens);
+    for ways in &mut all {
         if let Some(prompt) = prompts.first() {
-            _ = generate(decoder, prompt, 1, false, recipe)?;
+            _ = generate(&mut ways.decoder, prompt, &once)?;
         }
     }
-    let mut outputs: Vec<Vec<Generation>> = vec![Vec::new(); heads];
-    let mut times = vec![Times::default(); heads];
-    let mut baseline_times = Times::default();
-    for repeat in 0..recipe.decoding.repeats {
-        times.iter_mut().for_each(Times::open);
-        baseline_times.open();
+    // Which decoder, and with how many heads.
+    let turns = all.iter().enumerate();
+    let turns: Vec<(usize, usize)> = turns
+        .flat_map(|(which, ways)| (1..=ways.times.len()).map(move |heads_used| (which, heads_used)))
+        .collect();
+    for repeat in 0..plan.repeats {
+        all.iter_mut().flat_map(|ways| &mut ways.times).for_each(Times::open);
         for (index, prompt) in prompts.iter().enumerate() {
             check(stop)?;
-            // The baseline, then k = 1, 2, …, starting elsewhere each time.
-            for turn in 0..=heads {
-                let way = (turn + index + repeat) % (heads + 1);
-                if way == 0 {
-                    if let Some(decoder) = &mut baseline_decoder {
-                        baseline_times.add(&generate(decoder, prompt, 1, false, recipe)?);
-                    }
-                    continue;
-                }
-                let run = generate(&mut decoder, prompt, way, false, recipe)?;
-                times[way - 1].add(&run);
-                if repeat == 0 {
-                    outputs[way - 1].push(run);
-                }
+            // One way after the other, starting elsewhere each time.
+            for turn in 0..turns.len() {
+                let (which, heads_used) = turns[(turn + index + repeat) % turns.len()];
+                all[which].run(prompt, heads_used, plan)?;
             }
         }
     }
-    let plain = with_gaps(&mut decoder, prompts, &outputs, recipe, stop)?;
+    let plain = with_gaps(&mut all, compact, prompts, plan, stop)?;
+    let own = all[0].times[0].clone();
+    let baseline = if baseline.is_some() { all.pop() } else { None };
+    let baseline = baseline.map_or_else(|| own.clone(), |ways| ways.times[0].clone());
     let mut differences = Vec::new();
-    let ways = (1..=heads)
-        .map(|heads_used| {
-            let outputs = &outputs[heads_used - 1];
-            let parted = compare_all(name, heads_used, &plain, outputs);
-            let way = summarise(
-                heads_used,
-                outputs,
-                &parted,
-                &times[heads_used - 1],
-                (&times[0], baseline.map_or(&times[0], |_| &baseline_times)),
-            );
-            differences.extend(parted);
-            way
-        })
-        .collect();
-    Ok((ways, differences, plain))
+    let ways = all[0].summary(name, &plain, &baseline, &mut differences);
+    let compact = match all.get(1) {
+        Some(compact) => compact.summary(name, &plain, &own, &mut differences),
+        None => Vec::new(),
+    };
+    Ok(Decoded { ways, compact, differences, plain })
 }
 
-/// What plain decoding wrote; where another way wrote something else, once more with the gaps
-/// between the best logits, which say whether it may.
+/// What plain decoding wrote; where another way of the model wrote something else, once more with the
+/// gaps between the best logits, which say whether it may.
 fn with_gaps(
-    decoder: &mut Decoder,
+    all: &mut [Ways],
+    compact: bool,
     prompts: &[Vec<u32>],
-    outputs: &[Vec<Generation>],
-    recipe: &Recipe,
+    plan: &DecodingPlan,
     stop: &AtomicBool,
 ) -> anyhow::Result<Vec<Generation>> {
-    let plain = outputs.first().map_or(&[][..], |plain| plain);
-    let pairs = prompts.iter().zip(plain).enumerate();
-    pairs
-        .map(|(index, (prompt, plain))| {
-            check(stop)?;
-            let same = |way: &Vec<Generation>| way[index].tokens == plain.tokens;
-            match outputs.iter().all(same) {
-                true => Ok(plain.clone()),
-                false => generate(decoder, prompt, 1, true, recipe),
-            }
-        })
-        .collect()
+    let again = GenerateOptions { record_gaps: true, ..options(1, 0, plan.new_tokens) };
+    let mut plain = Vec::with_capacity(prompts.len());
+    for (index, prompt) in prompts.iter().enumerate() {
+        check(stop)?;
+        let written = all[0].outputs[0][index].clone();
+        let of_model = &all[..1 + usize::from(compact)];
+        let mut outputs = of_model.iter().flat_map(|ways| &ways.outputs);
+        plain.push(match outputs.all(|way| way[index].tokens == written.tokens) {
+            true => written,
+            false => generate(&mut all[0].decoder, prompt, &again)?,
+        });
+    }
+    Ok(plain)
 }
 
-/// One generation with `heads_used` heads; 1 is plain autoregressive decoding. There is no end of
-/// text, so that all ways write the same number of tokens.
 fn generate(
     decoder: &mut Decoder,
     prompt: &[u32],
-    heads_used: usize,
-    record_gaps: bool,
-    recipe: &Recipe,
+    options: &GenerateOptions,
 ) -> anyhow::Result<Generation> {
-    let plan = &recipe.decoding;
-    let options = GenerateOptions { record_gaps, ..options(plan, heads_used, plan.new_tokens) };
-    let run = decoder.generate(prompt, &options, &mut |_, _| ControlFlow::Continue(()))?;
-    Ok(run)
+    Ok(decoder.generate(prompt, options, &mut |_, _| ControlFlow::Continue(()))?)
 }
 
-fn options(plan: &DecodingPlan, heads_used: usize, new_tokens: usize) -> GenerateOptions {
+/// Decoding with `heads_used` heads; 1 is plain autoregressive decoding. There is no end of text, so
+/// that all ways write the same number of tokens.
+fn options(heads_used: usize, alternatives: usize, new_tokens: usize) -> GenerateOptions {
     GenerateOptions {
         max_new_tokens: new_tokens,
         decoding: match heads_used {
@@ -280,7 +346,7 @@ fn options(plan: &DecodingPlan, heads_used: usize, new_tokens: usize) -> Generat
         },
         end_of_text: Vec::new(),
         sampling: None,
-        alternatives: plan.alternatives,
+        alternatives,
         record_gaps: false,
     }
 }
@@ -357,9 +423,8 @@ fn sample(
 ) -> anyhow::Result<Sample> {
     let heads_used = model.config().heads.count;
     let plan = &recipe.decoding;
-    let options = options(plan, heads_used, plan.sample_tokens);
-    let mut decoder = Decoder::new(model)?;
-    let run = decoder.generate(prompt, &options, &mut |_, _| ControlFlow::Continue(()))?;
+    let options = options(heads_used, plan.alternatives, plan.sample_tokens);
+    let run = generate(&mut Decoder::new(model)?, prompt, &options)?;
     Ok(Sample {
         model: name.to_owned(),
         heads_used,

@@ -21,14 +21,15 @@ use crate::recipe::precision;
 use crate::report::{Report, Versions, command};
 use crate::results::{LossCurve, SpeedResults};
 use crate::rows::{
-    about, begin, decoding_rows, held_out_rows, model_row, name, out_of_domain, settings, timing,
+    about, begin, compact_rows, decoding_rows, held_out_rows, model_row, name, out_of_domain,
+    settings, timing,
 };
 use crate::say::progress;
 use crate::training::{Job, ModelFolder};
 use crate::{Recipe, ReproduceOptions};
 
 /// Raised when what is measured changes, so that cached measurements are taken again.
-const MEASUREMENTS: &str = "pretrained-1";
+const MEASUREMENTS: &str = "pretrained-2";
 
 /// A published model that set-up knows: its name, its file and the prompts that it is decoded on,
 /// all below set-up's folder.
@@ -265,6 +266,7 @@ impl<'r> Run<'r> {
             settings: settings(self.recipe, self.recipe.largest()?.train.sequence),
             machine: machine(self.options.device),
             timing: timing(&name, measured),
+            compact: compact_rows(&name, measured),
             differences: measured.differences.clone(),
             agreement: measured.agreement.iter().cloned().collect(),
             held_out: held_out_rows(&name, &measured.held_out),

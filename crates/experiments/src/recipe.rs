@@ -48,6 +48,17 @@ pub struct DecodingPlan {
     pub alternatives: usize,
     /// Number format of the weights: `float32`, `bfloat16` or `float64`.
     pub precision: String,
+    /// The same prompts once more with weights in as few bytes as have the same bits.
+    #[serde(default)]
+    pub compact: Option<CompactPlan>,
+}
+
+/// How compact weights are decoded with.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompactPlan {
+    /// Most alternatives to drafts: a row more costs a larger share of a pass that reads less.
+    pub alternatives: usize,
 }
 
 /// How much held-out text is walked.

@@ -15,6 +15,9 @@ pub struct SpeedResults {
     pub machine: Machine,
     /// Wall-clock figures that need more than one column.
     pub timing: Vec<Timing>,
+    /// Decoding with compact weights, where it was measured too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub compact: Vec<CompactRow>,
     /// Every prompt whose output differed from autoregressive decoding.
     pub differences: Vec<Difference>,
     /// The count over the whole test split, for each model with drafting heads.
@@ -80,6 +83,28 @@ pub struct Timing {
     pub speedup_with_prompt: f64,
     /// The smallest and the largest speed-up of a repeat.
     pub speedup_range: (f64, f64),
+}
+
+/// One way of decoding with weights in as few bytes as have the same bits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CompactRow {
+    /// The model's name.
+    pub model: String,
+    /// Heads used; 1 is plain autoregressive decoding.
+    pub heads_used: usize,
+    /// Tokens a forward pass on the model's own greedy text.
+    pub tokens_per_forward: f64,
+    /// New tokens a second, the prompt's pass left out.
+    pub tokens_per_second: f64,
+    /// Over autoregressive decoding with compact weights.
+    pub speedup: f64,
+    /// Over autoregressive decoding with weights as they are.
+    pub speedup_over_full: f64,
+    /// Prompts whose output differs from that of weights as they are, where one token was clearly
+    /// better.
+    pub mismatches: usize,
+    /// Prompts whose output differs where the two best logits were as good as equal.
+    pub near_ties: usize,
 }
 
 /// A prompt whose speculative output differed from the autoregressive one.

@@ -10,7 +10,7 @@ use crate::clock::Clock;
 use crate::measure::Measured;
 use crate::render::text::duration;
 use crate::report::{DecodingRow, ModelRow};
-use crate::results::{HeldOutRow, OutOfDomain, Settings, Timing};
+use crate::results::{CompactRow, HeldOutRow, OutOfDomain, Settings, Timing};
 use crate::say::progress;
 use crate::training::Trained;
 use crate::{DecodingPlan, Recipe, ReproduceOptions};
@@ -135,6 +135,21 @@ pub(crate) fn timing(name: &str, measured: &Measured) -> Vec<Timing> {
         step_cost: way.tokens_per_forward / way.speedup.max(1e-9),
         speedup_with_prompt: way.speedup_with_prompt,
         speedup_range: way.speedup_range,
+    });
+    rows.collect()
+}
+
+/// Decoding with compact weights, a row for each number of heads used.
+pub(crate) fn compact_rows(name: &str, measured: &Measured) -> Vec<CompactRow> {
+    let rows = measured.compact.iter().map(|way| CompactRow {
+        model: name.to_owned(),
+        heads_used: way.heads_used,
+        tokens_per_forward: way.tokens_per_forward,
+        tokens_per_second: way.tokens_per_second,
+        speedup: way.speedup,
+        speedup_over_full: way.speedup_over_baseline,
+        mismatches: way.mismatches,
+        near_ties: way.near_ties,
     });
     rows.collect()
 }

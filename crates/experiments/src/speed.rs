@@ -19,7 +19,8 @@ use crate::render::text::duration;
 use crate::report::{ModelRow, Report, Versions};
 use crate::results::{LossCurve, SpeedResults};
 use crate::rows::{
-    about, begin, decoding_rows, held_out_rows, model_row, name, out_of_domain, settings, timing,
+    about, begin, compact_rows, decoding_rows, held_out_rows, model_row, name, out_of_domain,
+    settings, timing,
 };
 use crate::say::progress;
 use crate::stretches::stretches;
@@ -27,7 +28,7 @@ use crate::training::{Job, ModelFolder, Trained};
 use crate::{Recipe, ReproduceOptions};
 
 /// Raised when what is measured changes, so that cached measurements are taken again.
-const MEASUREMENTS: &str = "5";
+const MEASUREMENTS: &str = "6";
 
 /// Runs the experiment and returns its report.
 pub(crate) fn run(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Result<Report> {
@@ -200,6 +201,7 @@ impl<'r> Run<'r> {
             settings: settings(self.recipe, jobs[0].config.train.sequence),
             machine: machine(self.options.device),
             timing: named().flat_map(|(name, m)| timing(&name, m)).collect(),
+            compact: named().flat_map(|(name, m)| compact_rows(&name, m)).collect(),
             differences: measured.iter().flat_map(|m| m.differences.clone()).collect(),
             agreement: measured.iter().filter_map(|m| m.agreement.clone()).collect(),
             held_out: named().flat_map(|(name, m)| held_out_rows(&name, &m.held_out)).collect(),

@@ -23,6 +23,11 @@ impl Times {
         self.add_seconds(run.prefill.as_secs_f64(), run.decode.as_secs_f64());
     }
 
+    /// Whether the first repeat is open.
+    pub(crate) fn is_first(&self) -> bool {
+        self.decode.len() == 1
+    }
+
     fn add_seconds(&mut self, prefill: f64, decode: f64) {
         if let (Some(sum), Some(total)) = (self.decode.last_mut(), self.total.last_mut()) {
             *sum += decode;

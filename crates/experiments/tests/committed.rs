@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use foretoken_data::file_sha256;
-use foretoken_experiments::{EXPERIMENTS, Preset, Recipe, Report, render};
+use foretoken_experiments::{EXPERIMENTS, Preset, Recipe, Report, SpeedResults, render};
 use serde_json::Value;
 
 #[test]
@@ -27,6 +27,13 @@ fn committed_reports_are_read_and_rendered_and_no_output_in_them_differs() {
         assert!(path.with_extension("svg").exists());
         for row in &report.decoding {
             assert!(row.identical_outputs, "{name}: {} with k = {}", row.model, row.heads_used);
+        }
+        for row in SpeedResults::of(&report).unwrap().compact {
+            assert_eq!(
+                row.mismatches, 0,
+                "{name}: compact, {} with k = {}",
+                row.model, row.heads_used
+            );
         }
     }
 }

@@ -61,6 +61,10 @@ fn push_speed(page: &mut String, source: &Source) {
     );
     push_table(page, &table::decoding(source), 2);
     page.push_str("<p class=\"note\">Bold: the fastest k of each model. k = 1 is plain autoregressive decoding.</p>\n");
+    if let Some(table) = table::compact(source) {
+        let _ = write!(page, "<p>{}</p>\n", escape(&story::compact(source)));
+        push_table(page, &table, 2);
+    }
     push_figure(
         page,
         &figures::legend(&drafting),

@@ -19,6 +19,7 @@ pub(crate) fn page(source: &Source) -> String {
     );
     page.push_str("## Decoding\n\n");
     push_table(&mut page, &table::decoding(source));
+    push_compact(&mut page, source);
     page.push_str(
         "Share of passes in which all drafts up to a head's were accepted, held-out text:\n\n",
     );
@@ -76,6 +77,13 @@ fn push_table(page: &mut String, table: &Table) {
         }
     }
     page.push('\n');
+}
+
+fn push_compact(page: &mut String, source: &Source) {
+    if let Some(table) = table::compact(source) {
+        let _ = write!(page, "{}\n\n", story::compact(source));
+        push_table(page, &table);
+    }
 }
 
 fn push_out_of_domain(page: &mut String, source: &Source) {

@@ -250,6 +250,16 @@ pub(crate) fn definitions(source: &Source) -> Vec<(String, String)> {
     definitions.into_iter().map(|(term, text)| (term.to_owned(), text)).collect()
 }
 
+/// What the table of compact weights is about.
+pub(crate) fn compact(source: &Source) -> String {
+    format!(
+        "The same with weights in as few bytes as have the same bits (the levels of a quantised model, \
+         numbers of 16 bits), which is how `foretoken generate` keeps them. A pass then reads a fraction \
+         of what it reads of {} weights, and there is less time left over in which to verify drafts:",
+        source.results.settings.precision
+    )
+}
+
 /// Where the prompts are from.
 fn prompts(source: &Source, row: &DecodingRow) -> String {
     if is_pretrained(source.report) {

@@ -2,7 +2,7 @@
 
 use crate::paper::PaperRow;
 use crate::report::{DecodingRow, ModelRow};
-use crate::results::{Difference, HeldOutRow};
+use crate::results::{CompactRow, Difference, HeldOutRow};
 
 use super::Source;
 use super::figures::label;
@@ -157,13 +157,53 @@ fn decoding_cells(model: &ModelRow, row: &DecodingRow, paper: Option<&PaperRow>)
 
 /// Whether the outputs are those of plain decoding.
 fn outputs(row: &DecodingRow) -> String {
-    match (row.heads_used, row.mismatches, row.near_ties) {
-        (1, ..) => "–".to_owned(),
-        (_, 0, 0) => "identical".to_owned(),
-        (_, 0, 1) => "identical (1 tie)".to_owned(),
-        (_, 0, ties) => format!("identical ({ties} ties)"),
-        (_, mismatches, _) => format!("{mismatches} differ"),
+    if row.heads_used == 1 {
+        return "–".to_owned();
     }
+    agreement(row.mismatches, row.near_ties)
+}
+
+fn agreement(mismatches: usize, near_ties: usize) -> String {
+    match (mismatches, near_ties) {
+        (0, 0) => "identical".to_owned(),
+        (0, 1) => "identical (1 tie)".to_owned(),
+        (0, ties) => format!("identical ({ties} ties)"),
+        _ => format!("{mismatches} differ"),
+    }
+}
+
+/// Decoding with compact weights, where it was measured.
+pub(crate) fn compact(source: &Source) -> Option<Table> {
+    let rows = &source.results.compact;
+    let fastest = rows.iter().map(|row| row.tokens_per_second).fold(0.0, f64::max);
+    let cells = |row: &CompactRow| {
+        let model = source.report.model(&row.model)?;
+        Some(Row {
+            group: label(model),
+            best: row.tokens_per_second >= fastest,
+            cells: vec![
+                label(model),
+                row.heads_used.to_string(),
+                format!("{:.2}", row.tokens_per_forward),
+                count(row.tokens_per_second.round() as u64),
+                format!("{:.2}×", row.speedup),
+                format!("{:.2}×", row.speedup_over_full),
+                agreement(row.mismatches, row.near_ties),
+            ],
+        })
+    };
+    (!rows.is_empty()).then(|| Table {
+        columns: names(&[
+            "model",
+            "k",
+            "tokens / forward, own text",
+            "tokens/s",
+            "over k = 1",
+            "over k = 1 in float32",
+            "outputs",
+        ]),
+        rows: rows.iter().filter_map(cells).collect(),
+    })
 }
 
 /// Held-out figures on another package's code beside those on the test split.
