@@ -126,7 +126,7 @@ pub(crate) enum WeightsName {
     /// As few bytes as have the same bits, those of a quantised model in its levels: the text is the
     /// same, sooner
     Compact,
-    /// Float32
+    /// Float32, as they are computed with
     Full,
 }
 
@@ -136,8 +136,8 @@ pub(crate) enum WeightsName {
     about = "Continue a prompt",
     long_about = "Continue a prompt.\n\n\
         The model's heads draft the next tokens and the next forward pass verifies them all at \
-        once, so the text is that of plain decoding, sooner. The first steps of a text measure \
-        whether drafts, and alternatives beside them, pay, and leave out those that do not; \
+        once, so the text is that of plain decoding, sooner. The first steps measure which drafts, \
+        and alternatives beside them, pay, and leave out those that do not; \
         --decoding speculative takes them all. Greedy unless a temperature is given. It stops at \
         the end-of-text token, at a stop text, at --max-new-tokens or at the end of the model's \
         context, and says which on stderr.\n\n\
@@ -193,7 +193,7 @@ pub(crate) struct GenerateArguments {
     /// Stop before this text; may be given again
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) stop: Vec<String>,
-    /// What float32 weights are kept in on a CPU
+    /// What weights are kept in on a CPU
     #[arg(long, value_enum, default_value = "compact")]
     pub(crate) weights: WeightsName,
     /// Threads to compute with [default: one a core]

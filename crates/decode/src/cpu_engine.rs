@@ -177,7 +177,7 @@ impl Plan {
         })
     }
 
-    /// Whether drafts are computed with other weights than what verifies them.
+    /// Whether drafts may be computed with other weights than what verifies them.
     fn drafts_differ(&self) -> bool {
         self.drafts == WeightFormat::BFloat16
     }
@@ -324,6 +324,8 @@ impl<T: Weight> CpuEngine<T> {
             None => plan.drafts_differ().then_some(&ends.unembedding),
         };
         let drafting = drafting.map(|tensor| unembedding(tensor, plan.drafts)).transpose()?;
+        // One of all tokens that lost nothing is the exact one.
+        let drafting = drafting.filter(|it| ends.drafts.is_some() || it.product.is_rounded());
         let embedding = match sizes.tied {
             true => Embedding::Tied,
             false => Embedding::Own(T::read(&ends.embedding)?),
@@ -356,6 +358,11 @@ impl<T: Weight> CpuEngine<T> {
                 Some(Computes::Dense(head)) => dense.push(pack_dense(head, plan)?),
                 None => {}
             }
+        }
+        if let Some(told) = &mut told
+            && !told.trunk.iter().any(BlockWeights::is_rounded)
+        {
+            told.trunk.clear();
         }
         let others = if *heads > 1 { MOST_OTHERS } else { 0 };
         let room = Room {

@@ -125,10 +125,11 @@ impl<'m> Decoder<'m> {
         }
         self.engine.reset();
         let (most, others) = (heads - 1, options.alternatives);
-        let mut pace = match (options.decoding, self.pace.take()) {
-            (Decoding::Adaptive { .. }, None) => Pace::adaptive(most, others),
-            (Decoding::Adaptive { .. }, Some(learned)) => learned.next_text(most, others),
-            _ => Pace::steady(most, others),
+        let adaptive = matches!(options.decoding, Decoding::Adaptive { .. });
+        let mut pace = match self.pace.take_if(|_| adaptive) {
+            Some(learned) => learned.next_text(most, others),
+            None if adaptive => Pace::adaptive(most, others),
+            None => Pace::steady(most, others),
         };
         // A pass brings its drafts and one token more; the first token comes before that.
         let drafting = pace.drafting().min(text.limit.saturating_sub(2));
@@ -174,7 +175,7 @@ impl<'m> Decoder<'m> {
             self.engine.keep(1 + agree, other)?;
         }
         text.generation.decode = decoding.elapsed();
-        if let Decoding::Adaptive { .. } = options.decoding {
+        if adaptive {
             self.pace = Some(pace);
         }
         Ok(text.generation)

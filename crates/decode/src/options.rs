@@ -15,11 +15,12 @@ pub struct DecoderOptions {
 }
 
 /// What the weights that decide on the text are kept in: those of the trunk, of head 0 and of the
-/// unembedding. The text is the same either way.
+/// unembedding, and of heads that draft in full precision. The text is the same either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightStorage {
     /// As few bytes as have the same bits (the default). Published weights are numbers of 16 bits, or
-    /// levels of 4 or 8 bits in blocks, so that a pass reads a half or a sixth of what float32 takes.
+    /// levels of 4 or 8 bits in blocks, so that a pass reads between a half and a sixth of float32's
+    /// bytes.
     #[default]
     Compact,
     /// The type that is computed in.
@@ -28,11 +29,12 @@ pub enum WeightStorage {
 
 /// What the drafting heads of a float32 model compute with.
 ///
-/// The text is the same either way, because head 0 verifies every draft in float32. Only how many
-/// drafts it accepts may change, by a few in a thousand.
+/// The text is the same either way, because head 0 verifies every draft in float32. Only which
+/// drafts it accepts may change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DraftPrecision {
-    /// Weights in bfloat16 (the default): half the bytes to read, which is most of a draft's cost.
+    /// Weights in bfloat16 (the default), or in their levels where these are fewer bytes: half the
+    /// bytes to read or less, which is most of a draft's cost.
     #[default]
     BFloat16,
     /// Weights as they are: drafts are just what the heads predict.
@@ -51,7 +53,7 @@ pub enum Decoding {
         /// Heads that are used, from 1 (no drafts) to all that the model has.
         heads: usize,
     },
-    /// As many drafts as pay, up to those of `heads`: the first steps of a text measure what drafts
+    /// As many drafts as pay, up to those of `heads`: the first steps of a first text measure what drafts
     /// cost and bring, and those that slow the text down are left out from there on, in the next
     /// texts too. The tokens are the same.
     Adaptive {
@@ -101,9 +103,9 @@ pub struct GenerateOptions {
     /// Greedy where there is none.
     pub sampling: Option<Sampling>,
     /// Most tokens that a pass verifies beside the drafts: what heads think next likely, each in place
-    /// of a draft. Where a draft is wrong and one of these right, the pass brings a token more. A
-    /// dozen rows cost hardly more than one where weights come from memory; adaptive decoding leaves
-    /// them out where they do not pay. At most 16.
+    /// of a draft. Where a draft is wrong and one of these right, the pass brings a token more. More
+    /// rows cost little where a pass waits for weights from memory; adaptive decoding takes as many as
+    /// pay. At most 16.
     pub alternatives: usize,
     /// Whether to note for each token how far its logit stands above the second best.
     pub record_gaps: bool,

@@ -9,7 +9,7 @@ const PLAIN_EVERY: usize = 5;
 /// How much faster another choice must be to be changed to.
 const MARGIN: f64 = 1.03;
 /// Steps after which the next text tries everything once more.
-const RENEWED_AFTER: usize = 1000;
+const RENEWED_AFTER: usize = 250;
 
 /// The number of drafts for each step of a text, and of alternatives to them. Within a text both only
 /// ever fall: heads that have passed over a position cannot draft again.

@@ -6,6 +6,7 @@ use foretoken_decode::{
     Decoder, DecoderOptions, Decoding, DraftPrecision, Error, GenerateOptions, Generation,
     Sampling, StoppedBy, WeightStorage,
 };
+use foretoken_kernels::cpu::{PackedLinear, WeightFormat};
 use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
 use foretoken_trunk::{Architecture, Block};
 use proptest::prelude::*;
@@ -245,6 +246,9 @@ fn compact_weights_write_the_same_text_with_the_same_gaps() {
     for blocks in [false, true] {
         let model = restless(&sizes, Kind::Float, 5);
         published(&model, blocks);
+        let weight = Vec::<f32>::try_from(model.trunk().blocks[0].o_proj.reshape([-1])).unwrap();
+        let bytes = |format| PackedLinear::pack(&weight, 32, 32, format).bytes();
+        assert!(2 * bytes(WeightFormat::Compact) <= bytes(WeightFormat::Full));
         let [full, compact] = [WeightStorage::Full, WeightStorage::Compact].map(|weights| {
             let setup = DecoderOptions { weights, ..DecoderOptions::default() };
             let mut decoder = Decoder::with_options(&model, setup).unwrap();

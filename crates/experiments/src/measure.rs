@@ -297,7 +297,8 @@ fn decode(
     let mut differences = Vec::new();
     let ways = all[0].summary(name, &plain, &baseline, &mut differences);
     let compact = match all.get(1) {
-        Some(compact) => compact.summary(name, &plain, &own, &mut differences),
+        // Counted only: the list is of the other table.
+        Some(compact) => compact.summary(name, &plain, &own, &mut Vec::new()),
         None => Vec::new(),
     };
     Ok(Decoded { ways, compact, differences, plain })

@@ -335,12 +335,17 @@ impl<'r> Run<'r> {
                 }
             ));
         }
-        let alternatives = self.recipe.decoding.alternatives;
-        if alternatives > 0 {
+        let plan = &self.recipe.decoding;
+        if plan.alternatives > 0 {
+            let with_compact = match &plan.compact {
+                Some(compact) => format!(" ({} with compact weights)", compact.alternatives),
+                None => String::new(),
+            };
             notes.push(format!(
-                "A pass of own text verifies up to {alternatives} alternatives to its drafts \
+                "A pass of own text verifies up to {} alternatives to its drafts{with_compact} \
                  beside them, and a draft counts as accepted where an alternative is right in its \
-                 place; held-out text is walked without, so that its figures are of drafts alone."
+                 place; held-out text is walked without, so that its figures are of drafts alone.",
+                plan.alternatives
             ));
         }
         if self.other.is_none() {

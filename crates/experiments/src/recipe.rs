@@ -217,6 +217,11 @@ impl Recipe {
             );
         }
         precision(&self.decoding.precision)?;
+        ensure!(
+            self.decoding.compact.is_none() || self.decoding.precision == "float32",
+            "decoding.compact keeps float32 weights in fewer bytes, but decoding.precision is \"{}\"",
+            self.decoding.precision
+        );
         Ok(())
     }
 }

@@ -27,6 +27,8 @@ const RECIPE: &str = r#"
     sample_tokens = 20
     alternatives = 4
     precision = "float32"
+    [decoding.compact]
+    alternatives = 1
     [held_out]
     tokens = 400
     window = 32
@@ -159,7 +161,11 @@ fn check(report: &Report) {
         assert!(row.identical_outputs, "{row:?}");
         assert!((1.0..=row.heads_used as f64).contains(&row.tokens_per_forward));
     }
+    let compact = SpeedResults::of(report).unwrap().compact;
+    assert_eq!(compact.iter().map(|row| row.heads_used).collect::<Vec<_>>(), [1, 2, 3]);
+    assert!(compact.iter().all(|row| (row.mismatches, row.near_ties) == (0, 0)), "{compact:?}");
     let page = render(report).unwrap().markdown;
+    assert!(page.contains("over k = 1 in float32") && page.contains("(1 with compact weights)"));
     assert!(page.contains("A published model of 3 layers") && page.contains("4 alternatives"));
 }
 

@@ -8,6 +8,7 @@ mod export_gguf;
 mod export_medusa;
 mod form;
 mod greedy;
+mod llama_cpp;
 mod loading;
 mod logits;
 mod prompts;
@@ -94,7 +95,7 @@ struct Check {
 type Measure = fn(&Ours<'_>, &mut Theirs, &Plan) -> Result<Check>;
 
 /// All of them, in the order in which they run, each with its key in the results.
-const CHECKS: [(&str, Measure); 8] = [
+const CHECKS: [(&str, Measure); 9] = [
     ("tokenizer", tokenizer::check),
     ("greedy", greedy::check),
     ("logits", logits::check),
@@ -103,6 +104,7 @@ const CHECKS: [(&str, Measure); 8] = [
     ("round_trip", round_trip::check),
     ("export_gguf", export_gguf::check),
     ("export_medusa", export_medusa::check),
+    ("llama_cpp", llama_cpp::check),
 ];
 
 /// Runs `cargo xtask compare`.

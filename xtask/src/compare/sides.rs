@@ -93,10 +93,18 @@ pub(super) struct Theirs {
 impl Theirs {
     /// Starts it; this takes the time of dequantising the model.
     pub(super) fn start(peers: Peers, model: &Path, threads: usize) -> Result<Self> {
-        let mut command = peers.script(SCRIPT);
-        command.arg("--model").arg(model).args(["--threads", &threads.to_string()]);
-        let (conversation, greeting) = Conversation::start(&mut command)?;
+        let (conversation, greeting) = start(&peers, SCRIPT, model, threads)?;
         Ok(Self { peers, conversation, greeting })
+    }
+
+    /// Starts another peer on a model; what it says of itself comes with it.
+    pub(super) fn peer(
+        &self,
+        script: &str,
+        model: &Path,
+        threads: usize,
+    ) -> Result<(Conversation, Value)> {
+        start(&self.peers, script, model, threads)
     }
 
     /// The model, for the results.
@@ -151,6 +159,18 @@ impl Theirs {
             |name: &str| answer[name].as_f64().with_context(|| format!("no {name} in {answer}"));
         Ok((figure("seconds")?, figure("peak_bytes")?))
     }
+}
+
+/// Starts a script on a model.
+fn start(
+    peers: &Peers,
+    script: &str,
+    model: &Path,
+    threads: usize,
+) -> Result<(Conversation, Value)> {
+    let mut command = peers.script(script);
+    command.arg("--model").arg(model).args(["--threads", &threads.to_string()]);
+    Conversation::start(&mut command)
 }
 
 /// A path as JSON can carry it.

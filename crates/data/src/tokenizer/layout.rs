@@ -37,7 +37,8 @@ pub(super) enum Cut {
 ///
 /// `smollm` cuts digits off in llama.cpp and in the models' own `tokenizer.json`; `transformers`
 /// does not do so when it reads a GGUF file. The ids here are the same as those of `transformers`.
-/// The two differ only where several spaces or line ends stand before a digit.
+/// The two differ where spaces or line ends stand before a digit, or one space before a digit that is
+/// none of ASCII's.
 const CUTS: [(&str, Cut); 11] = [
     ("gpt-2", Cut::Gpt2),
     ("phi-2", Cut::Gpt2),

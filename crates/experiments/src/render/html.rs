@@ -62,7 +62,7 @@ fn push_speed(page: &mut String, source: &Source) {
     push_table(page, &table::decoding(source), 2);
     page.push_str("<p class=\"note\">Bold: the fastest k of each model. k = 1 is plain autoregressive decoding.</p>\n");
     if let Some(table) = table::compact(source) {
-        let _ = write!(page, "<p>{}</p>\n", escape(&story::compact(source)));
+        let _ = writeln!(page, "<p>{}</p>", escape(&story::compact(source)));
         push_table(page, &table, 2);
     }
     push_figure(

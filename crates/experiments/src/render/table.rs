@@ -175,12 +175,15 @@ fn agreement(mismatches: usize, near_ties: usize) -> String {
 /// Decoding with compact weights, where it was measured.
 pub(crate) fn compact(source: &Source) -> Option<Table> {
     let rows = &source.results.compact;
-    let fastest = rows.iter().map(|row| row.tokens_per_second).fold(0.0, f64::max);
+    let fastest = |model: &str| {
+        let rows = rows.iter().filter(|row| row.model == model);
+        rows.map(|row| row.tokens_per_second).fold(0.0, f64::max)
+    };
     let cells = |row: &CompactRow| {
         let model = source.report.model(&row.model)?;
         Some(Row {
             group: label(model),
-            best: row.tokens_per_second >= fastest,
+            best: row.tokens_per_second >= fastest(&row.model),
             cells: vec![
                 label(model),
                 row.heads_used.to_string(),
@@ -192,6 +195,7 @@ pub(crate) fn compact(source: &Source) -> Option<Table> {
             ],
         })
     };
+    let over = format!("over k = 1 in {}", source.results.settings.precision);
     (!rows.is_empty()).then(|| Table {
         columns: names(&[
             "model",
@@ -199,7 +203,7 @@ pub(crate) fn compact(source: &Source) -> Option<Table> {
             "tokens / forward, own text",
             "tokens/s",
             "over k = 1",
-            "over k = 1 in float32",
+            &over,
             "outputs",
         ]),
         rows: rows.iter().filter_map(cells).collect(),

@@ -118,6 +118,12 @@ impl<T: Real> BlockWeights<T> {
         BlockCache::new(self.shape.kv_heads, self.shape.head_dim, capacity)
     }
 
+    /// Whether any of the matrices was rounded.
+    pub fn is_rounded(&self) -> bool {
+        let matrices = [&self.query, &self.key_value, &self.output, &self.gate_up, &self.down];
+        matrices.iter().any(|matrix| matrix.is_rounded())
+    }
+
     /// Bytes of the packed matrices.
     pub fn bytes(&self) -> usize {
         [&self.query, &self.key_value, &self.output, &self.gate_up, &self.down]

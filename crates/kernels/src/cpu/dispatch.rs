@@ -45,7 +45,7 @@ impl Isa {
                     && has!("avx512vl")
                     && Self::Avx2.is_here()
             }
-            Self::Avx2 => has!("avx2") && has!("fma"),
+            Self::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
             Self::Portable => true,
         }
     }
@@ -131,35 +131,35 @@ pub(super) fn no_compact<K>(_isa: Isa, _kernel: K) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c")]
 unsafe fn pairs_on_bf16<K: PairKernel<f32>>(kernel: K) {
     // SAFETY: this function is entered only where its features have been found.
     kernel.run_pairs(unsafe { super::x86::F32x16Bf16::proven() });
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")]
 unsafe fn pairs_on_avx512<K: PairKernel<f32>>(kernel: K) {
     // SAFETY: as above.
     kernel.run_pairs(unsafe { super::x86::F32x16::proven() });
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn pairs_on_avx2<K: PairKernel<f32>>(kernel: K) {
     // SAFETY: as above.
     kernel.run_pairs(unsafe { super::x86::F32x8::proven() });
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")]
 unsafe fn levels_on_avx512<K: LevelKernel<f32>>(kernel: K) {
     // SAFETY: as above.
     kernel.run_levels(unsafe { super::x86::F32x16::proven() });
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn levels_on_avx2<K: LevelKernel<f32>>(kernel: K) {
     // SAFETY: as above.
     kernel.run_levels(unsafe { super::x86::F32x8::proven() });
@@ -208,14 +208,14 @@ where
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")]
 unsafe fn on_avx512<T: Real, A: Unit<T = T>, K: Kernel<T>>(kernel: K) -> K::Output {
     // SAFETY: this function is entered only where its features have been found.
     kernel.run(unsafe { A::proven() })
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn on_avx2<T: Real, B: Unit<T = T>, K: Kernel<T>>(kernel: K) -> K::Output {
     // SAFETY: this function is entered only where its features have been found.
     kernel.run(unsafe { B::proven() })

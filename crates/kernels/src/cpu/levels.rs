@@ -1,14 +1,17 @@
-//! Products with weights in blocks of levels: the same bits, from a sixth to a third of the bytes.
+//! Products with weights in blocks of levels: the same sums, from a sixth to three eighths of the
+//! bytes.
 //!
 //! A model that was published in blocks of a few bits is read as float32, because that is what it
 //! is computed in, and each pass of decoding reads every weight. But the weights of a block are
 //! still a few levels that lie a step apart: weight = step · level + least. So packing looks for
 //! the numbers behind each block, and where all blocks of a matrix have some that give the very
-//! weights back, a product reads these. (Of GGUF's formats, Q4_0, Q4_1 and Q4_K are found in 4
-//! bits, Q5_0, Q5_1, Q5_K, Q6_K and Q8_0 in 8.)
+//! weights back (but for the sign of a zero, which no sum sees), a product reads these. Of GGUF's
+//! formats, `Q4_0`, `Q4_1` and `Q4_K` are found in 4 bits, `Q5_0`, `Q5_1`, `Q5_K`, `Q6_K` and `Q8_0`
+//! in 8.
 //!
-//! Steps, leasts and levels have so few significant bits that step · level + least is exact in
-//! float64: rounded once, as a fused multiply-add does, it is the same weight on any unit.
+//! Steps, leasts and levels have so few significant bits that step · level is exact in float64 and
+//! the sum too, or so near that it rounds alike: rounded to float32 once, as a fused multiply-add
+//! does, it is the same weight on any unit.
 
 use half::f16;
 
@@ -55,8 +58,9 @@ pub(super) const FORMS: [Form; 4] = [
     Form { bits: 8, block: 16, wide: true },
 ];
 
-/// Words of the longest block.
+/// Words of the longest block, and weights.
 pub(super) const MOST_WORDS: usize = 10;
+const MOST_BLOCK: usize = 32;
 
 /// Most steps from a block's least weight to its greatest: formats with a least weight of their own
 /// have 5 bits at most.
@@ -171,21 +175,27 @@ impl Form {
     /// Writes the words of a block with this step and least, or returns false where a weight is no
     /// level of theirs.
     fn fill(self, block: &[f32], step: f32, least: f32, words: &mut [u32]) -> bool {
-        // Within this range, step · level + least is exact in float64.
+        // Within this range, step · level + least is exact in float64, or least is too small for
+        // the sum to be near the middle between two float32 numbers.
         if step != 0.0 && least.abs() > 16_777_216.0 * step.abs() {
             return false;
         }
         let per_step = if step == 0.0 { 0.0 } else { 1.0 / step };
         let most = ((1u32 << self.bits) - 1) as f32;
-        let level = |w: f32| ((w - least) * per_step).round().clamp(0.0, most);
-        #[allow(clippy::float_cmp)]
-        if !block.iter().all(|&w| weight(step, level(w).into(), least) == w) {
-            return false;
+        let mut levels = [0u8; MOST_BLOCK];
+        for (level, &w) in levels.iter_mut().zip(block) {
+            // Adding and taking away 2²³ rounds a number between 0 and that.
+            let near = ((w - least) * per_step).clamp(0.0, most) + 8_388_608.0 - 8_388_608.0;
+            if weight(step, near.into(), least) != w {
+                return false;
+            }
+            *level = near as u8;
         }
         self.set_ends(words, step, least);
-        for (word, weights) in words[self.header()..].iter_mut().zip(block.chunks(32 / self.bits)) {
-            let levels = weights.iter().enumerate();
-            *word = levels.fold(0, |word, (n, &w)| word | (level(w) as u32) << (n * self.bits));
+        let levels = levels[..self.block].chunks(32 / self.bits);
+        for (word, levels) in words[self.header()..].iter_mut().zip(levels) {
+            let levels = levels.iter().enumerate();
+            *word = levels.fold(0, |word, (n, &level)| word | u32::from(level) << (n * self.bits));
         }
         true
     }
@@ -204,7 +214,6 @@ pub(super) fn half_pair(low: f64, high: f64) -> u32 {
 }
 
 /// Whether a number is one in float16 too.
-#[allow(clippy::float_cmp)]
 pub(super) fn is_half(x: f32) -> bool {
     x.is_finite() && f16::from_f32(x).to_f32() == x
 }
@@ -247,9 +256,9 @@ mod x86 {
     use super::LevelSimd;
     use crate::cpu::x86::{F32x8, F32x16};
     use std::arch::x86_64::{
-        __m256, __m256i, __m512, __m512i, _mm256_and_si256, _mm256_castsi256_ps,
-        _mm256_cvtepi32_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_or_ps, _mm256_set1_epi32,
-        _mm256_set1_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm512_and_si512,
+        __m256, __m256i, __m512, __m512i, _mm_packus_epi32, _mm256_and_si256,
+        _mm256_castsi256_si128, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_extracti128_si256,
+        _mm256_loadu_si256, _mm256_set1_epi32, _mm256_srli_epi32, _mm512_and_si512,
         _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_loadu_si512,
         _mm512_permutexvar_ps, _mm512_set1_epi32, _mm512_setr_ps, _mm512_srli_epi32,
     };
@@ -305,13 +314,11 @@ mod x86 {
         #[inline(always)]
         fn halves(self, words: __m256i) -> [__m256; 2] {
             unsafe {
-                [words, _mm256_srli_epi32::<16>(words)].map(|low| {
-                    // Exponent and fraction moved to their places are the number times 2^-112.
-                    let rest = _mm256_and_si256(low, _mm256_set1_epi32(0x7fff));
-                    let rest = _mm256_castsi256_ps(_mm256_slli_epi32::<13>(rest));
-                    let sign = _mm256_and_si256(low, _mm256_set1_epi32(0x8000));
-                    let sign = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(sign));
-                    _mm256_or_ps(_mm256_mul_ps(rest, _mm256_set1_ps(2f32.powi(112))), sign)
+                let low = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
+                [low, _mm256_srli_epi32::<16>(words)].map(|numbers| {
+                    let upper = _mm256_extracti128_si256::<1>(numbers);
+                    let numbers = _mm256_castsi256_si128(numbers);
+                    _mm256_cvtph_ps(_mm_packus_epi32(numbers, upper))
                 })
             }
         }
@@ -433,7 +440,9 @@ pub(super) mod tests {
             let found = found.ok_or(TestCaseError::fail("not found"))?;
             let back: Vec<f32> =
                 found.chunks(form.words()).flat_map(|block| form.weights(block)).collect();
-            prop_assert_eq!(back, weights);
+            // The same bits, but for the sign of a zero.
+            let bits = |weights: &[f32]| weights.iter().map(|w| (w + 0.0).to_bits()).collect::<Vec<_>>();
+            prop_assert_eq!(bits(&back), bits(&weights));
         }
 
         #[test]

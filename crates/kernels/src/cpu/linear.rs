@@ -14,8 +14,9 @@ pub enum WeightFormat {
     /// The type that is computed in (the default).
     #[default]
     Full,
-    /// The fewest bytes that have the same bits: those of float32 weights that are blocks of levels,
-    /// bfloat16 or float16 numbers, as the weights of published models are.
+    /// The fewest bytes that have the same bits (but for the sign of a zero, which no sum sees): those
+    /// of float32 weights that are blocks of levels, bfloat16 or float16 numbers, as the weights of
+    /// published models are.
     Compact,
     /// bfloat16 beside float32 activations, which some processors round to bfloat16 too: half the
     /// bytes, for results that may be off by a few thousandths. Levels where these are fewer bytes.
@@ -55,10 +56,9 @@ fn smallest<T: Real>(weight: &[T], inputs: usize, format: WeightFormat) -> (Kept
         return (Kept::Single, Vec::new());
     }
     let weights = || weight.iter().map(|w| w.to_f64() as f32);
-    let found = FORMS.iter().enumerate();
-    let mut found =
-        found.filter_map(|(form, layout)| Some((form, layout.find(weights(), inputs)?)));
-    if let Some((form, words)) = found.next() {
+    let mut forms = FORMS.iter().enumerate();
+    let found = forms.find_map(|(form, layout)| Some((form, layout.find(weights(), inputs)?)));
+    if let Some((form, words)) = found {
         return (Kept::Levels(form), words);
     }
     let kept = if format == WeightFormat::BFloat16 {
@@ -234,6 +234,11 @@ impl<T: Real> PackedLinear<T> {
         }
     }
 
+    /// Whether the weights were rounded.
+    pub fn is_rounded(&self) -> bool {
+        self.kept == Kept::Rounded
+    }
+
     /// Bytes of the packed weights.
     pub fn bytes(&self) -> usize {
         size_of_val(&*self.panels)
@@ -327,4 +332,5 @@ impl<T: Real> PackedLinear<T> {
     }
 }
 
+const _: () = assert!(FORMS.len() == 4, "a product for each form");
 const _: () = assert!(PAD.is_multiple_of(16), "an output row has room for the last whole vector");

@@ -1,7 +1,8 @@
 //! Products with weights in bfloat16, two of them in the place of one float32.
 //!
 //! Drafts need not be exact: a wrong one is found by the pass that verifies it. So the heads that
-//! draft may read half the bytes.
+//! draft may read half the bytes. Weights that are bfloat16 numbers may be read so anywhere, by the
+//! units that round nothing.
 
 use super::simd::{F32Portable, Simd};
 
@@ -22,7 +23,8 @@ pub(crate) trait PairSimd: Simd {
     /// # Safety
     /// `LANES` pairs at `from` are readable.
     unsafe fn load_pairs(self, from: *const u32) -> Self::Weights;
-    /// `sum` + both products.
+    /// `sum` + both products, the low weight's first; on a unit that rounds nothing, as by two
+    /// [`Simd::fma`].
     fn add_pairs(self, sum: Self::V, x: Self::Pair, w: Self::Weights) -> Self::V;
 }
 

@@ -313,7 +313,8 @@ fn compact_weights_change_no_bit(
         let product = |linear: &PackedLinear<f32>, rows: usize| {
             let (mut input, mut output) = (rows_of(&x), super::Rows::new(rows, outputs));
             linear.apply(&mut input, &mut output, rows, false);
-            (0..rows).map(|r| output.row(r).to_vec()).collect::<Vec<_>>()
+            let bits = |row: &[f32]| row.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+            (0..rows).map(|r| bits(output.row(r))).collect::<Vec<_>>()
         };
         let (plain, compact) = (pack(WeightFormat::Full), pack(WeightFormat::Compact));
         let lanes = outputs.next_multiple_of(isa.lanes::<f32>());

@@ -165,6 +165,9 @@ unsafe fn level_tile_of<
             let word = |at: usize, c: usize| w[c].add((first + at) * step);
             let (mut steps, mut leasts) = (zeros, zeros);
             for c in 0..C {
+                for at in 0..form.header() {
+                    s.prefetch(word(at, c).wrapping_add(ahead).cast());
+                }
                 [steps[c], leasts[c]] = if form.wide {
                     [0, 1].map(|at| s.load(word(at, c).cast()))
                 } else {
