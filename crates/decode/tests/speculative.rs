@@ -6,8 +6,8 @@ use foretoken_decode::{
     Decoder, DecoderOptions, Decoding, DraftPrecision, Error, GenerateOptions, Generation,
     Sampling, StoppedBy, WeightStorage,
 };
-use foretoken_kernels::cpu::{PackedLinear, WeightFormat};
 use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
+use foretoken_kernels::cpu::{PackedLinear, WeightFormat};
 use foretoken_trunk::{Architecture, Block};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor, no_grad};

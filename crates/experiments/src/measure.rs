@@ -318,7 +318,7 @@ fn with_gaps(
     for (index, prompt) in prompts.iter().enumerate() {
         check(stop)?;
         let written = all[0].outputs[0][index].clone();
-        let of_model = &all[..1 + usize::from(compact)];
+        let of_model = &all[..=usize::from(compact)];
         let mut outputs = of_model.iter().flat_map(|ways| &ways.outputs);
         plain.push(match outputs.all(|way| way[index].tokens == written.tokens) {
             true => written,

@@ -158,7 +158,7 @@ impl Form {
     /// Whether `x` may be the step of levels around zero, or the least of them: a float16, or the
     /// product of one and a scale of 8 bits.
     fn holds(self, x: f32) -> bool {
-        if self.wide { x.is_finite() && x.to_bits() & 0x1f == 0 } else { is_half(x) }
+        if self.wide { x.is_finite() && x.to_bits().trailing_zeros() >= 5 } else { is_half(x) }
     }
 
     /// The nearest number that may be a step or a least weight: a float16, or the product of one and

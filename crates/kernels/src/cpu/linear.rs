@@ -63,7 +63,7 @@ fn smallest<T: Real>(weight: &[T], inputs: usize, format: WeightFormat) -> (Kept
     }
     let kept = if format == WeightFormat::BFloat16 {
         Kept::Rounded
-    } else if weights().all(|w| w.to_bits() & 0xffff == 0) {
+    } else if weights().all(|w| w.to_bits().trailing_zeros() >= 16) {
         Kept::Pairs
     } else if weights().all(levels::is_half) {
         Kept::Halves
