@@ -88,20 +88,16 @@ pub(super) fn dispatch_pairs<K: PairKernel<f32>>(isa: Isa, kernel: K) {
         // SAFETY: an `Isa` has been checked, see `dispatch_with`; bfloat16 is checked here.
         return unsafe { pairs_on_bf16(kernel) };
     }
-    dispatch_exact_pairs(isa, kernel);
+    dispatch_levels(isa, Widened(kernel));
 }
 
-/// Runs `kernel` compiled for `isa`, with instructions that round nothing.
-pub(super) fn dispatch_exact_pairs<K: PairKernel<f32>>(isa: Isa, kernel: K) {
-    // SAFETY: an `Isa` has been checked, see `dispatch_with`.
-    unsafe {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => pairs_on_avx512(kernel),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => pairs_on_avx2(kernel),
-            _ => kernel.run_pairs(F32Portable::proven()),
-        }
+/// A computation with pairs, on the units that round nothing but sums.
+pub(super) struct Widened<K>(pub(super) K);
+
+impl<T: Real, K: PairKernel<T>> LevelKernel<T> for Widened<K> {
+    #[inline(always)]
+    fn run_levels<S: LevelSimd<T = T>>(self, s: S) {
+        self.0.run_pairs(s);
     }
 }
 
@@ -135,20 +131,6 @@ pub(super) fn no_compact<K>(_isa: Isa, _kernel: K) {
 unsafe fn pairs_on_bf16<K: PairKernel<f32>>(kernel: K) {
     // SAFETY: this function is entered only where its features have been found.
     kernel.run_pairs(unsafe { super::x86::F32x16Bf16::proven() });
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")]
-unsafe fn pairs_on_avx512<K: PairKernel<f32>>(kernel: K) {
-    // SAFETY: as above.
-    kernel.run_pairs(unsafe { super::x86::F32x16::proven() });
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn pairs_on_avx2<K: PairKernel<f32>>(kernel: K) {
-    // SAFETY: as above.
-    kernel.run_pairs(unsafe { super::x86::F32x8::proven() });
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -15,10 +15,11 @@
 
 use half::f16;
 
+use super::pairs::PairSimd;
 use super::simd::{F32Portable, Simd};
 
 /// A vector unit that takes weights from their levels.
-pub(crate) trait LevelSimd: Simd {
+pub(crate) trait LevelSimd: PairSimd<Weights = [<Self as Simd>::V; 2]> {
     /// 32 bits in every lane.
     type Words: Copy;
 
@@ -29,6 +30,15 @@ pub(crate) trait LevelSimd: Simd {
     unsafe fn load_words(self, from: *const u32) -> Self::Words;
     /// The finite float16 in the low half of each word, and that in the high half.
     fn halves(self, words: Self::Words) -> [Self::V; 2];
+    /// Reads a vector of pairs of float16 weights.
+    ///
+    /// # Safety
+    /// `LANES` pairs at `from` are readable.
+    #[inline(always)]
+    unsafe fn load_halves(self, from: *const u32) -> Self::Weights {
+        // SAFETY: the caller's promise.
+        self.halves(unsafe { self.load_words(from) })
+    }
     /// The lowest `BITS` bits of each word, as a number.
     fn level<const BITS: usize>(self, words: Self::Words) -> Self::V;
     /// Words without their lowest `BITS` bits.

@@ -1,7 +1,7 @@
 //! y = x Wᵀ for a few rows, with weights packed once.
 
 use super::aligned::{Aligned, PAD, Rows, View};
-use super::dispatch::Isa;
+use super::dispatch::{Isa, Widened};
 use super::levels::{self, FORMS, half_pair};
 use super::pairs::{pack_pair, widened};
 use super::product::{Add, Finish, Gate, OfHalves, OfLevels, PANEL, Product, Store};
@@ -322,7 +322,7 @@ impl<T: Real> PackedLinear<T> {
         match self.kept {
             Kept::Single => T::dispatch(self.isa, product),
             Kept::Rounded => T::dispatch_pairs(self.isa, product),
-            Kept::Pairs => T::dispatch_exact_pairs(self.isa, product),
+            Kept::Pairs => T::dispatch_levels(self.isa, Widened(product)),
             Kept::Halves => T::dispatch_levels(self.isa, OfHalves(product)),
             Kept::Levels(0) => T::dispatch_levels(self.isa, OfLevels::<_, 0>(product)),
             Kept::Levels(1) => T::dispatch_levels(self.isa, OfLevels::<_, 1>(product)),

@@ -49,7 +49,7 @@ fn bfloat16(x: f32) -> u16 {
 
 impl PairSimd for F32Portable {
     type Pair = [f32; 2];
-    type Weights = [u32; 8];
+    type Weights = [[f32; 8]; 2];
 
     #[inline(always)]
     unsafe fn splat_pair(self, from: *const f32) -> [f32; 2] {
@@ -57,16 +57,14 @@ impl PairSimd for F32Portable {
         unsafe { [*from, *from.add(1)] }
     }
     #[inline(always)]
-    unsafe fn load_pairs(self, from: *const u32) -> [u32; 8] {
+    unsafe fn load_pairs(self, from: *const u32) -> [[f32; 8]; 2] {
         // SAFETY: the caller has eight readable pairs there.
-        unsafe { from.cast::<[u32; 8]>().read_unaligned() }
+        let pairs = unsafe { from.cast::<[u32; 8]>().read_unaligned() }.map(widened);
+        [pairs.map(|[low, _]| low), pairs.map(|[_, high]| high)]
     }
     #[inline(always)]
-    fn add_pairs(self, sum: [f32; 8], x: [f32; 2], w: [u32; 8]) -> [f32; 8] {
-        std::array::from_fn(|i| {
-            let [low, high] = widened(w[i]);
-            sum[i] + x[0] * low + x[1] * high
-        })
+    fn add_pairs(self, sum: [f32; 8], x: [f32; 2], [low, high]: [[f32; 8]; 2]) -> [f32; 8] {
+        std::array::from_fn(|i| sum[i] + x[0] * low[i] + x[1] * high[i])
     }
 }
 
@@ -89,7 +87,7 @@ mod x86 {
         ($unit:ident, $v:ident, $load:expr, $low:expr, $high:expr) => {
             impl PairSimd for $unit {
                 type Pair = ($v, $v);
-                type Weights = ($v, $v);
+                type Weights = [$v; 2];
 
                 #[inline(always)]
                 unsafe fn splat_pair(self, from: *const f32) -> ($v, $v) {
@@ -97,17 +95,17 @@ mod x86 {
                     unsafe { (self.splat(*from), self.splat(*from.add(1))) }
                 }
                 #[inline(always)]
-                unsafe fn load_pairs(self, from: *const u32) -> ($v, $v) {
+                unsafe fn load_pairs(self, from: *const u32) -> [$v; 2] {
                     // SAFETY: the caller has a vector of readable pairs there, and `self` proves
                     // the unit.
                     unsafe {
                         let pairs = $load(from.cast());
-                        ($low(pairs), $high(pairs))
+                        [$low(pairs), $high(pairs)]
                     }
                 }
                 #[inline(always)]
-                fn add_pairs(self, sum: $v, x: ($v, $v), w: ($v, $v)) -> $v {
-                    self.fma(x.1, w.1, self.fma(x.0, w.0, sum))
+                fn add_pairs(self, sum: $v, x: ($v, $v), w: [$v; 2]) -> $v {
+                    self.fma(x.1, w[1], self.fma(x.0, w[0], sum))
                 }
             }
         };

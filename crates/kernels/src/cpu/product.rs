@@ -6,14 +6,14 @@ use super::levels::LevelSimd;
 use super::pairs::PairSimd;
 use super::real::{Real, RealSimd, exp2};
 use super::simd::Simd;
-use super::tile::{Sums, half_tile, level_tile, pair_tile, tile, tile_rows, with_rows};
+use super::tile::{Sums, level_tile, pair_tile, tile, tile_rows, with_rows};
 
 /// Vectors side by side in a panel.
 pub(super) const PANEL: usize = 4;
 
 /// How far ahead of its use a weight is asked for, in values: far enough to hide the way from the
 /// outer cache or from memory (measured: half and double of it do about as well).
-const AHEAD: usize = 256;
+pub(super) const AHEAD: usize = 256;
 
 /// The same for words of levels, a line of which takes several times as long.
 const LEVELS_AHEAD: usize = 1024;
@@ -129,7 +129,8 @@ impl<S: PairSimd> Tiling<S> for Paired {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            pair_tile(s, depth, x, w.map(<*const S::T>::cast), step, AHEAD, sums);
+            let load = |at| s.load_pairs(at);
+            pair_tile(s, depth, x, w.map(<*const S::T>::cast), step, load, sums);
         }
     }
 }
@@ -146,7 +147,8 @@ impl<S: LevelSimd> Tiling<S> for Halves {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            half_tile(s, depth, x, w.map(<*const S::T>::cast), step, AHEAD, sums);
+            let load = |at| s.load_halves(at);
+            pair_tile(s, depth, x, w.map(<*const S::T>::cast), step, load, sums);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The two number types that the engine computes in.
 
 use super::dispatch::{
-    Isa, Kernel, LevelKernel, PairKernel, dispatch_exact_pairs, dispatch_levels, dispatch_pairs,
-    dispatch_with, no_compact,
+    Isa, Kernel, LevelKernel, PairKernel, dispatch_levels, dispatch_pairs, dispatch_with,
+    no_compact,
 };
 use super::simd::Simd;
 
@@ -75,11 +75,6 @@ pub trait RealSimd: Sized + 'static {
     where
         Self: Real;
 
-    /// As [`RealSimd::dispatch_pairs`], with no rounding but that of float32.
-    fn dispatch_exact_pairs<K: PairKernel<Self>>(isa: Isa, kernel: K)
-    where
-        Self: Real;
-
     /// Runs `kernel` compiled for `isa`; only where there are levels.
     fn dispatch_levels<K: LevelKernel<Self>>(isa: Isa, kernel: K)
     where
@@ -89,7 +84,7 @@ pub trait RealSimd: Sized + 'static {
 macro_rules! real {
     (
         $t:ident, $floor:expr, $coefficients:expr, $avx512:ident $avx2:ident $portable:ident,
-        $compact:literal $from_bits:expr, $dispatch_pairs:ident $dispatch_exact_pairs:ident
+        $compact:literal $from_bits:expr, $dispatch_pairs:ident
         $dispatch_levels:ident
     ) => {
         impl Real for $t {
@@ -129,10 +124,6 @@ macro_rules! real {
 
             fn dispatch_pairs<K: PairKernel<Self>>(isa: Isa, kernel: K) {
                 $dispatch_pairs(isa, kernel);
-            }
-
-            fn dispatch_exact_pairs<K: PairKernel<Self>>(isa: Isa, kernel: K) {
-                $dispatch_exact_pairs(isa, kernel);
             }
 
             fn dispatch_levels<K: LevelKernel<Self>>(isa: Isa, kernel: K) {
@@ -191,11 +182,11 @@ const fn narrow<const N: usize>(wide: [f64; N]) -> [f32; N] {
 
 real!(
     f32, -126.0, narrow(series::<8>()), F32x16 F32x8 F32Portable,
-    true f32::from_bits, dispatch_pairs dispatch_exact_pairs dispatch_levels
+    true f32::from_bits, dispatch_pairs dispatch_levels
 );
 real!(
     f64, -1022.0, series::<14>(), F64x8 F64x4 F64Portable,
-    false f64::from_bits, no_compact no_compact no_compact
+    false f64::from_bits, no_compact no_compact
 );
 
 /// 2^x in every lane, to about one unit in the last place; zero below [`RealSimd::EXP2_FLOOR`],

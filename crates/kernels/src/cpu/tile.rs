@@ -2,6 +2,7 @@
 
 use super::levels::{FORMS, LevelSimd};
 use super::pairs::PairSimd;
+use super::product::AHEAD;
 use super::simd::Simd;
 
 /// The sums of a tile: `R` rows of `C` vectors.
@@ -46,11 +47,11 @@ pub(super) unsafe fn tile<S: Simd, const R: usize, const C: usize>(
     }
 }
 
-/// As [`tile`], with two bfloat16 weights in each place of `w`: `depth` counts places, and `x` has
-/// two values for each.
+/// As [`tile`], with two weights in each place of `w`, read by `load`: `depth` counts places, and `x`
+/// has two values for each.
 ///
 /// # Safety
-/// As for [`tile`].
+/// As for [`tile`]; `load` may read a vector at each place.
 #[inline(always)]
 pub(super) unsafe fn pair_tile<S: PairSimd, const R: usize, const C: usize>(
     s: S,
@@ -58,53 +59,22 @@ pub(super) unsafe fn pair_tile<S: PairSimd, const R: usize, const C: usize>(
     x: [*const S::T; R],
     w: [*const u32; C],
     step: usize,
-    ahead: usize,
+    load: impl Fn(*const u32) -> S::Weights,
     sums: &mut Sums<S, R, C>,
 ) {
     for i in 0..depth {
         // SAFETY: i < depth, so the caller's promise covers each read.
         unsafe {
-            let mut v = [s.load_pairs(w[0].add(i * step)); C];
+            let mut v = [load(w[0].add(i * step)); C];
             for c in 0..C {
                 let at = w[c].add(i * step);
-                v[c] = s.load_pairs(at);
-                s.prefetch(at.wrapping_add(ahead).cast());
+                v[c] = load(at);
+                s.prefetch(at.wrapping_add(AHEAD).cast());
             }
             for r in 0..R {
                 let xi = s.splat_pair(x[r].add(2 * i));
                 for c in 0..C {
                     sums[r][c] = s.add_pairs(sums[r][c], xi, v[c]);
-                }
-            }
-        }
-    }
-}
-
-/// As [`tile`], with two float16 weights in each place of `w`: `depth` counts places, and `x` has two
-/// values for each.
-///
-/// # Safety
-/// As for [`tile`].
-#[inline(always)]
-pub(super) unsafe fn half_tile<S: LevelSimd, const R: usize, const C: usize>(
-    s: S,
-    depth: usize,
-    x: [*const S::T; R],
-    w: [*const u32; C],
-    step: usize,
-    ahead: usize,
-    sums: &mut Sums<S, R, C>,
-) {
-    for i in 0..depth {
-        // SAFETY: i < depth, so the caller's promise covers each read.
-        unsafe {
-            for c in 0..C {
-                let at = w[c].add(i * step);
-                s.prefetch(at.wrapping_add(ahead).cast());
-                let [low, high] = s.halves(s.load_words(at));
-                for r in 0..R {
-                    let first = s.fma(s.splat(*x[r].add(2 * i)), low, sums[r][c]);
-                    sums[r][c] = s.fma(s.splat(*x[r].add(2 * i + 1)), high, first);
                 }
             }
         }
