@@ -31,18 +31,15 @@ fn gguf(arguments: &ExportArguments) -> anyhow::Result<()> {
     let out = &arguments.out;
     let free = !out.exists() && !out.is_symlink();
     ensure!(free, "--out {}: there is something already; name a new file", out.display());
-    let opened = Opened::new(&arguments.model, Device::Cpu)?;
+    let (model, reader) = Opened::new(&arguments.model, Device::Cpu)?.read()?;
     let (numbers, in_words) = match arguments.float16 {
         false => (GgufNumbers::Float32, "float32"),
         true => (GgufNumbers::Float16, "float16"),
     };
-    let (name, tokenizer) = (name(&arguments.model), &opened.reader.tokenizer);
-    opened
-        .model
-        .export_gguf(out, &name, tokenizer, numbers)
-        .context("cannot write the GGUF file")?;
+    let (name, tokenizer) = (name(&arguments.model), &reader.tokenizer);
+    model.export_gguf(out, &name, tokenizer, numbers).context("cannot write the GGUF file")?;
     let bytes = std::fs::metadata(out).map(|metadata| metadata.len()).unwrap_or_default();
-    let left_out = opened.model.heads().len() - 1;
+    let left_out = model.heads().len() - 1;
     let mut output = Output::new();
     if arguments.json {
         return output.json(&json!({
@@ -71,7 +68,7 @@ fn medusa(arguments: &ExportArguments) -> anyhow::Result<()> {
     if let Some(heads) = &arguments.with_heads {
         opened = opened.with_heads(heads)?;
     }
-    let model = &opened.model;
+    let (model, _) = opened.read()?;
     folder.fill(|folder| model.export_medusa(folder)).context("cannot write the Medusa heads")?;
     let heads = model.heads().len() - 1;
     let vocab = model.config().architecture.vocab;

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use foretoken_data::StreamDecoder;
 use foretoken_decode::{
     Decoder, DecoderOptions, Decoding, GenerateOptions, Generation, Sampling, StoppedBy,
@@ -46,7 +47,7 @@ pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
         ..DecoderOptions::default()
     };
     let mut session = Session {
-        decoder: Decoder::consuming(model, setup)?,
+        decoder: Decoder::reading(model, setup).context("cannot read the model")?,
         reader: &reader,
         options,
         arguments,

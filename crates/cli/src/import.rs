@@ -18,11 +18,11 @@ pub(crate) fn run(arguments: &ImportArguments) -> anyhow::Result<ExitCode> {
     if let Some(heads) = &arguments.with_heads {
         opened = opened.with_heads(heads)?;
     }
-    let (model, tokenizer) = (&opened.model, &opened.reader.tokenizer);
+    let (model, reader) = opened.read()?;
     folder
         .fill(|folder| {
             model.save(folder)?;
-            Ok(tokenizer.save(&folder.join("tokenizer.json"))?)
+            Ok(reader.tokenizer.save(&folder.join("tokenizer.json"))?)
         })
         .context("cannot write the model folder")?;
     let heads = &model.config().heads;

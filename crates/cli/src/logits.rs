@@ -17,9 +17,9 @@ pub(crate) fn run(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
     // A device or a link would be replaced, not written to.
     let replaceable = !out.exists() || (out.is_file() && !out.is_symlink());
     ensure!(replaceable, "--out {}: this is not a plain file", out.display());
-    let opened = Opened::new(&arguments.model, Device::Cpu)?;
-    let tokens = opened.reader.encode(&arguments.prompt)?;
-    let (tokens, logits) = tch::no_grad(|| tensors(&opened.model, &tokens))?;
+    let (model, reader) = Opened::new(&arguments.model, Device::Cpu)?.read()?;
+    let tokens = reader.encode(&arguments.prompt)?;
+    let (tokens, logits) = tch::no_grad(|| tensors(&model, &tokens))?;
     let shape = logits.size();
     write_safetensors(out, &[("tokens".to_owned(), tokens), ("logits".to_owned(), logits)])
         .context("cannot write the logits")?;

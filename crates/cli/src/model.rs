@@ -4,12 +4,12 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use foretoken_data::{ChatTemplate, Message, Tokenizer};
-use foretoken_heads::{ModelSource, MultiTokenModel, Registry};
+use foretoken_heads::{ModelSource, MultiTokenModel, Registry, UnreadModel};
 use tch::{Device, Kind};
 
-/// A model with what turns text into its tokens.
+/// A model, not yet read, with what turns text into its tokens.
 pub(crate) struct Opened {
-    pub(crate) model: MultiTokenModel,
+    pub(crate) model: UnreadModel,
     pub(crate) reader: PromptReader,
 }
 
@@ -27,7 +27,7 @@ impl Opened {
         ensure!(path.exists(), "--model {}: there is no such folder or file", path.display());
         let source = ModelSource::open(path).context("cannot open the model")?;
         let tokenizer = source.tokenizer().context("cannot open the model's tokenizer")?;
-        let model = source.model(Kind::Float, device).context("cannot open the model")?;
+        let model = source.unread(Kind::Float, device).context("cannot open the model")?;
         let (ids, rows) = (tokenizer.vocab_size(), model.config().architecture.vocab);
         ensure!(
             ids <= rows,
@@ -36,6 +36,11 @@ impl Opened {
         );
         let context = model.config().architecture.context;
         Ok(Self { model, reader: PromptReader { tokenizer, context, chat: None } })
+    }
+
+    /// Reads the model.
+    pub(crate) fn read(self) -> anyhow::Result<(MultiTokenModel, PromptReader)> {
+        Ok((self.model.read().context("cannot read the model")?, self.reader))
     }
 
     /// Puts the heads in `path` on the model, in place of its own.

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use foretoken_heads::{ModelConfig, MultiTokenModel};
+use foretoken_heads::{ModelConfig, MultiTokenModel, UnreadModel};
 
 use crate::cpu_engine;
 use crate::engine::{Engine, Other};
@@ -52,17 +52,18 @@ impl<'m> Decoder<'m> {
         }
     }
 
-    /// As [`Decoder::with_options`], from a model that is not needed any more: its tensors are let
-    /// go one by one as they are packed, so that the weights are never in memory twice.
+    /// As [`Decoder::with_options`], from a model whose weights are still in their files: where the
+    /// CPU's own engine can run it, each tensor is let go as soon as it is packed, so that there are
+    /// never more of them in memory than the largest and its packed form.
     ///
     /// # Errors
-    /// When the weights cannot be read.
-    pub fn consuming(model: MultiTokenModel, options: DecoderOptions) -> Result<Decoder<'static>> {
+    /// When the weights cannot be read, or do not belong together.
+    pub fn reading(model: UnreadModel, options: DecoderOptions) -> Result<Decoder<'static>> {
         let config = model.config().clone();
         Ok(match cpu_engine::build_from(model, options)? {
             Ok(engine) => Decoder::over(&config, engine, "cpu"),
             Err(model) => {
-                let engine = TensorEngine::new(Held::Given(Box::new(model)))?;
+                let engine = TensorEngine::new(Held::Given(Box::new(model.read()?)))?;
                 Decoder::over(&config, Box::new(engine), "tensors")
             }
         })

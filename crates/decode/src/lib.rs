@@ -40,6 +40,7 @@
 //! ```
 
 mod cpu_engine;
+mod cpu_pack;
 mod cpu_told;
 mod decoder;
 mod engine;

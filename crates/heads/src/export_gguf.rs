@@ -1,6 +1,6 @@
 //! The stock part of a model as a GGUF file, which llama.cpp reads.
 
-use crate::heads_file::named;
+use crate::files::named;
 use crate::{Error, MultiTokenModel, Result};
 use foretoken_data::{Tokenizer, Vocabulary};
 use foretoken_kernels::rotary_frequencies;

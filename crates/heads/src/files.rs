@@ -1,22 +1,22 @@
 //! A model as a folder.
 
-use crate::heads_file::{HeadsFile, named};
-use crate::{BlockHead, HeadsConfig, ModelConfig, MultiTokenModel, Registry, Result};
+use crate::heads_file::HeadsFile;
+use crate::{BlockHead, HeadsConfig, ModelConfig, MultiTokenModel, Registry, Result, UnreadModel};
 use foretoken_trunk::gguf::{GgufFile, GgufWeights};
 use foretoken_trunk::io::{
     SafetensorsFiles, WeightReader, WeightSource, write_atomically, write_safetensors,
 };
-use foretoken_trunk::{Error as TrunkError, Initialiser};
+use foretoken_trunk::meta::MetaCheckpoint;
+use foretoken_trunk::{Error as TrunkError, Initialiser, Parameter};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::sync::Arc;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const STOCK: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const HEADS: &str = "heads.safetensors";
-const UNEMBEDDING: &str = "lm_head.weight";
 
 impl MultiTokenModel {
     /// Writes `config.json`, `model.safetensors` with its index, and `heads.safetensors` where
@@ -58,36 +58,7 @@ impl MultiTokenModel {
         kind: Kind,
         device: Device,
     ) -> Result<Self> {
-        let config = read_config(folder)?;
-        let path = folder.join(CONFIG);
-        let HeadsConfig { kind: head_kind, count, .. } = &config.heads;
-        let trunk_layers = registry
-            .trunk_layers(head_kind, *count, config.architecture.layers)
-            .map_err(|error| TrunkError::format(&path, error.to_string()))?;
-        let mut stock = open_stock(folder)?;
-        stock.check_size(config.architecture.numbers(trunk_layers + 1))?;
-        stock.check_context(&config.architecture)?;
-        let extra = match count {
-            1 => None,
-            _ => Some(HeadsFile::open(&folder.join(HEADS))?),
-        };
-        if let Some(extra) = &extra {
-            extra.check_size(&config.heads, &config.architecture)?;
-        }
-        let mut model = Self::build(&config, registry, &Initialiser::unset(kind, device))?;
-        stock.fill_all(&model.stock_parameters())?;
-        if config.architecture.tied && stock.has(UNEMBEDDING) {
-            model.check_tied(&mut stock, &folder.join(STOCK))?;
-        }
-        stock.finish()?;
-        if let Some(extra) = extra {
-            // In fewer bits than they are stored in, the numbers are others.
-            if matches!(kind, Kind::Float | Kind::Double) {
-                extra.check_trunk(&model)?;
-            }
-            extra.fill(&mut model)?;
-        }
-        Ok(model)
+        UnreadModel::from_folder(folder, registry, kind, device)?.read()
     }
 
     /// Opens the next-token model in a GGUF file, dequantised.
@@ -96,6 +67,49 @@ impl MultiTokenModel {
     /// When the file is damaged, of a family that is not supported, or holds other tensors than
     /// its model has.
     pub fn from_gguf(file: &Arc<GgufFile>, kind: Kind, device: Device) -> Result<Self> {
+        UnreadModel::from_gguf(file, kind, device)?.read()
+    }
+
+    /// Opens a folder of `facebook/multi-token-prediction`: `params.json` and `consolidated.pth`.
+    /// The last of its `layers` is head 0, its `extra_heads` are the block heads beyond. Which
+    /// token ends a text the folder does not say: the tokenizer does.
+    ///
+    /// # Errors
+    /// When a file is missing, damaged or split into several, holds more than tensors, or holds
+    /// other tensors than the model that `params.json` describes.
+    pub fn from_meta(folder: &Path, kind: Kind, device: Device) -> Result<Self> {
+        UnreadModel::from_meta(folder, kind, device)?.read()
+    }
+}
+
+impl UnreadModel {
+    pub(crate) fn from_folder(
+        folder: &Path,
+        registry: &Registry,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
+        let config = read_config(folder)?;
+        let path = folder.join(CONFIG);
+        let HeadsConfig { kind: head_kind, count, .. } = &config.heads;
+        let trunk_layers = registry
+            .trunk_layers(head_kind, *count, config.architecture.layers)
+            .map_err(|error| TrunkError::format(&path, error.to_string()))?;
+        let stock = open_stock(folder)?;
+        stock.check_size(config.architecture.numbers(trunk_layers + 1))?;
+        stock.check_context(&config.architecture)?;
+        let heads = match count {
+            1 => None,
+            _ => Some(HeadsFile::open(&folder.join(HEADS))?),
+        };
+        if let Some(heads) = &heads {
+            heads.check_size(&config.heads, &config.architecture)?;
+        }
+        let init = Initialiser::unset(kind, device);
+        Ok(Self::new(MultiTokenModel::build(&config, registry, &init)?, stock, heads))
+    }
+
+    pub(crate) fn from_gguf(file: &Arc<GgufFile>, kind: Kind, device: Device) -> Result<Self> {
         let architecture = file.architecture()?;
         let end_of_text = file.unsigned("tokenizer.ggml.eos_token_id")?;
         let config = ModelConfig {
@@ -107,8 +121,15 @@ impl MultiTokenModel {
         Self::from_source(&config, Box::new(weights), kind, device)
     }
 
+    pub(crate) fn from_meta(folder: &Path, kind: Kind, device: Device) -> Result<Self> {
+        let MetaCheckpoint { architecture, heads, weights } = MetaCheckpoint::open(folder)?;
+        let heads = HeadsConfig::new(BlockHead::KIND, heads);
+        let config = ModelConfig { architecture, heads, end_of_text: None };
+        Self::from_source(&config, Box::new(weights), kind, device)
+    }
+
     /// A model of stock head types from one source that has all of its tensors.
-    pub(crate) fn from_source(
+    fn from_source(
         config: &ModelConfig,
         source: Box<dyn WeightSource>,
         kind: Kind,
@@ -117,24 +138,19 @@ impl MultiTokenModel {
         let sizes = &config.architecture;
         source.check_size(sizes.numbers(sizes.layers))?;
         source.check_context(sizes)?;
-        let model = Self::build(config, &Registry::stock(), &Initialiser::unset(kind, device))?;
-        let mut reader = WeightReader::new(source);
-        reader.fill_all(&model.parameters())?;
-        reader.finish()?;
-        Ok(model)
+        let init = Initialiser::unset(kind, device);
+        let outline = MultiTokenModel::build(config, &Registry::stock(), &init)?;
+        Ok(Self::new(outline, WeightReader::new(source), None))
     }
+}
 
-    /// An unembedding that is stored although it is said to be the embedding has to be it.
-    fn check_tied(&self, reader: &mut WeightReader, path: &Path) -> Result<()> {
-        let mut stored = self.unembedding.detach().f_zeros_like()?;
-        reader.fill_view(UNEMBEDDING, &mut stored)?;
-        if stored.f_equal(&self.unembedding)? {
-            return Ok(());
-        }
-        let problem =
-            "differs from the embedding, though config.json has tie_word_embeddings = true";
-        Err(TrunkError::tensor(path, UNEMBEDDING, problem).into())
+/// Tensors under the names that files know them by.
+pub(crate) fn named(parameters: &[Parameter]) -> Result<Vec<(String, Tensor)>> {
+    let mut all = Vec::new();
+    for parameter in parameters {
+        all.extend(parameter.named()?);
     }
+    Ok(all)
 }
 
 /// The stock weights of a folder: one file, or the shards that its index names.

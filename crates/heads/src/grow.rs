@@ -1,7 +1,7 @@
 //! New heads on a pretrained model.
 
 use crate::{DraftVocabulary, HeadsConfig, MultiTokenModel, Registry, Result};
-use foretoken_trunk::Initialiser;
+use foretoken_trunk::{Architecture, Initialiser};
 
 impl MultiTokenModel {
     /// Puts `heads.count` − 1 new heads on a next-token model; the heads that it has beyond the
@@ -13,21 +13,34 @@ impl MultiTokenModel {
     pub fn grow(mut self, heads: &HeadsConfig, registry: &Registry, seed: i64) -> Result<Self> {
         let trunk = self.trunk.blocks.len();
         let layers = registry.all_layers(&heads.kind, heads.count, trunk)?;
+        let sizes = Architecture { layers, ..self.config.architecture.clone() };
+        let init = Initialiser::new(&sizes, self.trunk.kind(), self.trunk.device(), seed);
+        self.replace_heads(heads, registry, &init)?;
+        let (stock, beyond) = self.heads.split_at(1);
+        if let Some(stock) = stock[0].as_block() {
+            beyond.iter().try_for_each(|head| head.adopt(stock))?;
+        }
+        Ok(self)
+    }
+
+    /// Puts heads with weights from `init` in the place of those beyond the first.
+    pub(crate) fn replace_heads(
+        &mut self,
+        heads: &HeadsConfig,
+        registry: &Registry,
+        init: &Initialiser,
+    ) -> Result<()> {
+        let trunk = self.trunk.blocks.len();
+        let layers = registry.all_layers(&heads.kind, heads.count, trunk)?;
         registry.trunk_layers(&heads.kind, heads.count, layers)?;
         self.config.architecture.layers = layers;
         self.config.heads = heads.clone();
         self.heads.truncate(1);
         self.draft_vocabulary = None;
-        let sizes = &self.config.architecture;
-        let init = Initialiser::new(sizes, self.trunk.kind(), self.trunk.device(), seed);
         for _ in 1..heads.count {
-            let head = registry.build(&heads.kind, sizes, &init)?;
-            if let Some(stock) = self.heads[0].as_block() {
-                head.adopt(stock)?;
-            }
-            self.heads.push(head);
+            self.heads.push(registry.build(&heads.kind, &self.config.architecture, init)?);
         }
-        Ok(self)
+        Ok(())
     }
 
     /// Lets drafting heads choose among `tokens` alone; they are sorted. `None`: among all.

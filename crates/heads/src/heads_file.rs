@@ -1,14 +1,12 @@
 //! `heads.safetensors`: the heads beyond the first, and what they belong to.
 
+use crate::files::named;
 use crate::{
     BlockHead, DraftVocabulary, Error, HeadsConfig, InformedHead, LinearHead, MedusaHead,
     MultiTokenModel, Registry, Result,
 };
-use foretoken_trunk::io::{
-    SafetensorsFiles, WeightReader, WeightSource, tensor_bytes, write_safetensors_with,
-};
-use foretoken_trunk::{Architecture, Error as TrunkError, Parameter};
-use sha2::{Digest, Sha256};
+use foretoken_trunk::io::{SafetensorsFiles, WeightReader, WeightSource, write_safetensors_with};
+use foretoken_trunk::{Architecture, Error as TrunkError, Initialiser};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
@@ -37,18 +35,42 @@ impl HeadsFile {
         Ok(Some(heads))
     }
 
-    /// Refuses heads that were trained on another model.
-    pub(crate) fn check_trunk(&self, model: &MultiTokenModel) -> Result<()> {
+    /// Opens `path`, a file or a folder with one, to put its heads on a model of these sizes.
+    pub(crate) fn open_for(path: &Path, sizes: &Architecture) -> Result<(Self, HeadsConfig)> {
+        let path = if path.is_dir() { path.join("heads.safetensors") } else { path.to_owned() };
+        let file = Self::open(&path)?;
+        let heads = file.heads()?.ok_or_else(|| {
+            let problem = "it does not say what heads it holds: name the model folder that it is \
+                           part of";
+            TrunkError::format(&path, problem)
+        })?;
+        // A number far above any model's: keeps a hostile file from asking for all memory.
+        if heads.count < 2 || heads.count > 1 << 10 {
+            let problem = format!("it says that it is for {} heads", heads.count);
+            return Err(TrunkError::format(&path, problem).into());
+        }
+        file.check_size(&heads, sizes)?;
+        Ok((file, heads))
+    }
+
+    /// Whether it says which model its heads were trained on.
+    pub(crate) fn says_trunk(&self) -> bool {
+        self.files.metadata(TRUNK).is_some()
+    }
+
+    /// Refuses heads that were trained on another model than that with this
+    /// [`MultiTokenModel::stock_sha256`].
+    pub(crate) fn check_trunk(&self, found: &str) -> Result<()> {
         let Some(trained_on) = self.files.metadata(TRUNK) else { return Ok(()) };
-        let found = model.stock_sha256()?;
         if trained_on == found {
             return Ok(());
         }
+        let start = |sha256: &str| sha256.get(..12).unwrap_or(sha256).to_owned();
         let problem = format!(
             "these heads were trained on another model (SHA-256 {}… of its weights, not {}…): train \
              heads for this one",
-            trained_on.get(..12).unwrap_or(trained_on),
-            &found[..12]
+            start(trained_on),
+            start(found)
         );
         Err(TrunkError::format(&self.path, problem).into())
     }
@@ -66,14 +88,21 @@ impl HeadsFile {
     /// Fills the model's heads, which are of the file's type and count.
     pub(crate) fn fill(self, model: &mut MultiTokenModel) -> Result<()> {
         let tokens = self.draft_tokens(model.config.architecture.vocab)?;
-        let mut reader = WeightReader::new(Box::new(self.files));
-        reader.pass_over(|name| name == DraftVocabulary::NAME);
+        let mut reader = self.into_reader();
         reader.fill_all(&model.head_parameters())?;
         reader.finish()?;
         model.set_draft_vocabulary(tokens)
     }
 
-    fn draft_tokens(&self, vocab: usize) -> Result<Option<Vec<u32>>> {
+    /// The heads' weights.
+    pub(crate) fn into_reader(self) -> WeightReader {
+        let mut reader = WeightReader::new(Box::new(self.files));
+        reader.pass_over(|name| name == DraftVocabulary::NAME);
+        reader
+    }
+
+    /// The tokens that drafts are chosen from, where they are not all of `vocab`.
+    pub(crate) fn draft_tokens(&self, vocab: usize) -> Result<Option<Vec<u32>>> {
         if !self.files.names().iter().any(|name| name == DraftVocabulary::NAME) {
             return Ok(None);
         }
@@ -148,24 +177,13 @@ impl MultiTokenModel {
     /// # Errors
     /// When the file is missing or damaged, was trained on another model, or does not say what
     /// heads it holds.
-    pub fn with_heads(self, path: &Path, registry: &Registry) -> Result<Self> {
-        let path = if path.is_dir() { path.join("heads.safetensors") } else { path.to_owned() };
-        let file = HeadsFile::open(&path)?;
-        let heads = file.heads()?.ok_or_else(|| {
-            let problem = "it does not say what heads it holds: name the model folder that it is \
-                           part of";
-            TrunkError::format(&path, problem)
-        })?;
-        // A number far above any model's: keeps a hostile file from asking for all memory.
-        if heads.count < 2 || heads.count > 1 << 10 {
-            let problem = format!("it says that it is for {} heads", heads.count);
-            return Err(TrunkError::format(&path, problem).into());
-        }
-        file.check_size(&heads, &self.config.architecture)?;
-        file.check_trunk(&self)?;
-        let mut model = self.grow(&heads, registry, 0)?;
-        file.fill(&mut model)?;
-        Ok(model)
+    pub fn with_heads(mut self, path: &Path, registry: &Registry) -> Result<Self> {
+        let (file, heads) = HeadsFile::open_for(path, &self.config.architecture)?;
+        file.check_trunk(&self.stock_sha256()?)?;
+        let init = Initialiser::unset(self.kind(), self.device());
+        self.replace_heads(&heads, registry, &init)?;
+        file.fill(&mut self)?;
+        Ok(self)
     }
 
     /// Fills this model's heads from a file that [`MultiTokenModel::save_heads`] wrote for heads of
@@ -175,29 +193,7 @@ impl MultiTokenModel {
     /// When the file is missing or damaged, or its heads are others.
     pub fn load_heads(&mut self, path: &Path) -> Result<()> {
         let file = HeadsFile::open(path)?;
-        file.check_trunk(self)?;
+        file.check_trunk(&self.stock_sha256()?)?;
         file.fill(self)
     }
-
-    /// SHA-256 over the stock part's tensors in their fixed order: names, shapes and numbers in
-    /// float32. The same for a GGUF file and for the folder that it was imported to.
-    ///
-    /// # Errors
-    /// When libtorch fails.
-    pub fn stock_sha256(&self) -> Result<String> {
-        let mut hash = Sha256::new();
-        for (name, tensor) in named(&self.stock_parameters())? {
-            hash.update(format!("{name} {:?}\n", tensor.size()));
-            hash.update(tensor_bytes(&tensor.f_to_kind(Kind::Float)?)?);
-        }
-        Ok(format!("{:x}", hash.finalize()))
-    }
-}
-
-pub(crate) fn named(parameters: &[Parameter]) -> Result<Vec<(String, Tensor)>> {
-    let mut all = Vec::new();
-    for parameter in parameters {
-        all.extend(parameter.named()?);
-    }
-    Ok(all)
 }

@@ -29,23 +29,6 @@ pub enum ModelPart {
     Trunk(TrunkPart),
 }
 
-/// A model taken apart, for those who turn its weights into another form piece by piece.
-#[derive(Debug)]
-pub struct ModelParts {
-    /// Sizes and heads.
-    pub config: ModelConfig,
-    /// Embedding and shared blocks.
-    pub trunk: Trunk,
-    /// The heads.
-    pub heads: Vec<Box<dyn Head>>,
-    /// `[dim]`.
-    pub final_norm: Tensor,
-    /// `[vocab, dim]`; where it is the embedding, the same tensor.
-    pub unembedding: Tensor,
-    /// What drafts are chosen from, where that is not the whole vocabulary.
-    pub draft_vocabulary: Option<DraftVocabulary>,
-}
-
 impl MultiTokenModel {
     /// A model with seeded first weights and the stock head types. Sets libtorch's global seed.
     ///
@@ -116,12 +99,6 @@ impl MultiTokenModel {
         })?;
         copy.set_draft_vocabulary(self.draft_vocabulary.as_ref().map(|v| v.tokens().to_vec()))?;
         Ok(copy)
-    }
-
-    /// Takes the model apart.
-    pub fn into_parts(self) -> ModelParts {
-        let Self { config, trunk, heads, final_norm, unembedding, draft_vocabulary } = self;
-        ModelParts { config, trunk, heads, final_norm, unembedding, draft_vocabulary }
     }
 
     /// Sizes and heads.
@@ -362,17 +339,15 @@ impl MultiTokenModel {
         match part {
             ModelPart::Head(head) => {
                 let prefix = match head {
-                    0 => format!("model.layers.{}.", self.trunk.blocks.len()),
-                    _ => format!("heads.{head}."),
+                    0 => layer_prefix(self.trunk.blocks.len()),
+                    _ => head_prefix(head),
                 };
                 self.heads.get(head).map_or_else(Vec::new, |head| head.parameters(&prefix))
             }
             ModelPart::Readout => {
-                let norm = Parameter::whole(&self.final_norm, Role::Vector, "model.norm.weight");
-                let unembedding =
-                    || Parameter::whole(&self.unembedding, Role::Unembedding, "lm_head.weight");
                 let untied = !self.config.architecture.tied;
-                std::iter::once(norm).chain(untied.then(unembedding)).collect()
+                let unembedding = untied.then(|| readout_unembedding(&self.unembedding));
+                std::iter::once(readout_norm(&self.final_norm)).chain(unembedding).collect()
             }
             ModelPart::Trunk(part) => self.trunk.part_parameters(part),
         }
@@ -382,4 +357,25 @@ impl MultiTokenModel {
     pub fn parameter_count(&self) -> usize {
         self.parameters().iter().map(|p| p.tensor.numel()).sum()
     }
+}
+
+/// The stock name of an unembedding of its own.
+pub(crate) const UNEMBEDDING: &str = "lm_head.weight";
+
+/// What the names of a stock layer's weights begin with.
+pub(crate) fn layer_prefix(layer: usize) -> String {
+    format!("model.layers.{layer}.")
+}
+
+/// What the names of the weights of a head beyond the first begin with.
+pub(crate) fn head_prefix(head: usize) -> String {
+    format!("heads.{head}.")
+}
+
+pub(crate) fn readout_norm(norm: &Tensor) -> Parameter {
+    Parameter::whole(norm, Role::Vector, "model.norm.weight")
+}
+
+pub(crate) fn readout_unembedding(unembedding: &Tensor) -> Parameter {
+    Parameter::whole(unembedding, Role::Unembedding, UNEMBEDDING)
 }

@@ -1,6 +1,6 @@
 //! A model as someone published it: a folder or one file, with its tokenizer.
 
-use crate::{Error, MultiTokenModel, Registry, Result};
+use crate::{Error, MultiTokenModel, Registry, Result, UnreadModel};
 use foretoken_data::{Tokenizer, Vocabulary};
 use foretoken_trunk::Error as TrunkError;
 use foretoken_trunk::gguf::GgufFile;
@@ -64,10 +64,32 @@ impl ModelSource {
         kind: Kind,
         device: Device,
     ) -> Result<MultiTokenModel> {
+        self.unread_with_registry(registry, kind, device)?.read()
+    }
+
+    /// The model before its weights are read.
+    ///
+    /// # Errors
+    /// When a file is missing, damaged, of a family that is not supported, or too small for what it
+    /// says that it holds.
+    pub fn unread(&self, kind: Kind, device: Device) -> Result<UnreadModel> {
+        self.unread_with_registry(&Registry::stock(), kind, device)
+    }
+
+    /// As [`ModelSource::unread`], with head types of your own.
+    ///
+    /// # Errors
+    /// As [`ModelSource::unread`].
+    pub fn unread_with_registry(
+        &self,
+        registry: &Registry,
+        kind: Kind,
+        device: Device,
+    ) -> Result<UnreadModel> {
         match &self.gguf {
-            Some(file) => MultiTokenModel::from_gguf(file, kind, device),
-            None if self.meta => MultiTokenModel::from_meta(&self.path, kind, device),
-            None => MultiTokenModel::load_with_registry(&self.path, registry, kind, device),
+            Some(file) => UnreadModel::from_gguf(file, kind, device),
+            None if self.meta => UnreadModel::from_meta(&self.path, kind, device),
+            None => UnreadModel::from_folder(&self.path, registry, kind, device),
         }
     }
 

@@ -2,7 +2,8 @@
 //! folders of other makers.
 
 use foretoken_heads::{
-    HeadsConfig, ModelConfig, ModelSource, MultiTokenModel, Registry, Result, Tap,
+    HeadsConfig, ModelConfig, ModelPieces, ModelSource, MultiTokenModel, Piece, Registry, Result,
+    Tap, UnreadModel,
 };
 use foretoken_trunk::io::{read_safetensors, write_safetensors, write_safetensors_with};
 use foretoken_trunk::{Architecture, RopeScaling};
@@ -110,6 +111,114 @@ fn heads_are_joined_to_the_model_that_they_were_trained_on_and_to_no_other() {
         no_grad(|| _ = other.final_norm().shallow_clone().g_mul_scalar_(1.5));
         let error = other.with_heads(&path, &Registry::stock()).unwrap_err().to_string();
         assert!(error.contains("another model") && error.contains("heads.safetensors"), "{error}");
+    }
+}
+
+/// The model in `folder`, not yet read, with the heads of a file.
+fn unread(folder: &Path, heads: Option<&Path>) -> Result<UnreadModel> {
+    let model = ModelSource::open(folder)?.unread(Kind::Float, Device::Cpu)?;
+    match heads {
+        None => Ok(model),
+        Some(path) => model.with_heads(path, &Registry::stock()),
+    }
+}
+
+/// All weights of a model that is read piece by piece, as [`MultiTokenModel::parameters`] has them.
+fn weights_in_turn(model: UnreadModel) -> Result<Vec<Tensor>> {
+    let ModelPieces { embedding, final_norm, unembedding, rest, config, .. } = model.pieces()?;
+    let (mut weights, mut layer, mut beyond) = (vec![embedding], Vec::new(), Vec::new());
+    let readout = [Some(final_norm), (!config.architecture.tied).then_some(unembedding)];
+    for piece in rest {
+        let (into, parameters) = match piece? {
+            Piece::Block(block) => (&mut weights, block.parameters("")),
+            Piece::Head(head) if layer.is_empty() => (&mut layer, head.parameters("")),
+            Piece::Head(head) => (&mut beyond, head.parameters("")),
+        };
+        into.extend(parameters.into_iter().map(|parameter| parameter.tensor));
+    }
+    Ok(weights
+        .into_iter()
+        .chain(layer)
+        .chain(readout.into_iter().flatten())
+        .chain(beyond)
+        .collect())
+}
+
+#[test]
+fn a_model_that_is_read_in_turn_is_the_one_that_is_read_at_once() {
+    let _turn = turn();
+    for (kind, tied) in [("block", true), ("informed", false), ("medusa", true), ("linear", false)]
+    {
+        let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [whole, apart] = folders.each_ref().map(tempfile::TempDir::path);
+        let base = || stock(|sizes| sizes.tied = tied);
+        let heads = HeadsConfig::new(kind, 3);
+        let mut model = base().grow(&heads, &Registry::stock(), 1).unwrap();
+        train_a_little(&model);
+        model.set_draft_vocabulary(Some(vec![7, 3, 20])).unwrap();
+        model.save(whole).unwrap();
+        base().save(apart).unwrap();
+        for (folder, file) in [(whole, None), (apart, Some(whole)), (whole, Some(whole))] {
+            let read = unread(folder, file).unwrap().read().unwrap();
+            let in_turn = weights_in_turn(unread(folder, file).unwrap()).unwrap();
+            let parameters = model.parameters();
+            assert_eq!(
+                (read.parameters().len(), in_turn.len()),
+                (parameters.len(), parameters.len())
+            );
+            for ((expected, read), in_turn) in parameters.iter().zip(read.parameters()).zip(in_turn)
+            {
+                assert_eq!(expected.tensor, read.tensor);
+                assert_eq!(expected.tensor, in_turn);
+            }
+            let pieces = unread(folder, file).unwrap().pieces().unwrap();
+            let found = pieces.draft_vocabulary.unwrap();
+            let expected = model.draft_vocabulary().unwrap();
+            assert_eq!(found.tokens(), expected.tokens());
+            assert_eq!(found.unembedding(), expected.unembedding());
+        }
+    }
+}
+
+#[test]
+fn what_does_not_belong_together_is_found_out_while_it_is_read_in_turn() {
+    let _turn = turn();
+    for tied in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let base = || stock(|sizes| sizes.tied = tied);
+        let heads = folder.path().join("heads.safetensors");
+        let model = base().grow(&HeadsConfig::new("block", 2), &Registry::stock(), 1).unwrap();
+        model.save_heads(&heads).unwrap();
+        // Another number anywhere in the stock part makes it another model.
+        let count = base().parameters().len();
+        for changed in 0..count {
+            let other = base();
+            let tensor = other.parameters()[changed].tensor.detach().view([-1]);
+            no_grad(|| _ = tensor.get(tensor.size()[0] - 1).g_add_scalar_(0.25));
+            let path = folder.path().join(format!("{changed}"));
+            other.save(&path).unwrap();
+            assert!(weights_in_turn(unread(&path, None).unwrap()).is_ok());
+            for error in [
+                unread(&path, Some(&heads)).unwrap().read().map(|_| ()).unwrap_err(),
+                weights_in_turn(unread(&path, Some(&heads)).unwrap()).map(|_| ()).unwrap_err(),
+            ] {
+                let error = error.to_string();
+                assert!(error.contains("another model"), "{changed} of {count}: {error}");
+            }
+        }
+        // A tensor too many, with and without heads of another file.
+        let path = folder.path().join("0");
+        let stored = path.join("model.safetensors");
+        let mut tensors = read_safetensors(&stored).unwrap();
+        tensors.push((
+            "model.layers.9.odd.weight".to_owned(),
+            Tensor::ones([2], (Kind::Float, Device::Cpu)),
+        ));
+        write_safetensors(&stored, &tensors).unwrap();
+        for file in [None, Some(heads.as_path())] {
+            let error = weights_in_turn(unread(&path, file).unwrap()).unwrap_err().to_string();
+            assert!(error.contains("model.layers.9.odd.weight"), "{error}");
+        }
     }
 }
 

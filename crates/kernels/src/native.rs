@@ -4,6 +4,7 @@
 use crate::{Error, Result};
 use std::ffi::{CStr, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
@@ -178,7 +179,20 @@ pub(crate) fn parallel(tasks: usize, body: impl Fn(usize) + Sync) {
         let failed = check(unsafe { foretoken_parallel(tasks as i64, call::<F>, data) });
         debug_assert!(failed.is_ok());
     }
-    if tasks == 1 { body(0) } else { run(tasks, &body) }
+    match tasks {
+        0 => {}
+        1 => body(0),
+        _ => run(tasks, &body),
+    }
+}
+
+/// Runs `body` for each of `parts`, which are its alone, on libtorch's own threads.
+pub(crate) fn for_each<P: Send>(parts: impl Iterator<Item = P>, body: impl Fn(P) + Sync) {
+    let parts: Vec<_> = parts.map(|part| Mutex::new(Some(part))).collect();
+    parallel(parts.len(), |task| {
+        let part = parts[task].lock().ok().and_then(|mut part| part.take());
+        part.into_iter().for_each(&body);
+    });
 }
 
 fn check(message: *mut c_char) -> Result<()> {

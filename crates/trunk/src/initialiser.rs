@@ -24,7 +24,8 @@ impl Initialiser {
         Self { kind, device, residual_scale, random: true }
     }
 
-    /// Zeros, for weights that are loaded next.
+    /// Room for weights that are loaded next. Matrices are of any numbers, in memory that is taken
+    /// only as it is written.
     pub fn unset(kind: Kind, device: Device) -> Self {
         Self { kind, device, residual_scale: 1.0, random: false }
     }
@@ -74,7 +75,7 @@ impl Initialiser {
             let drawn = Tensor::f_randn(size, (Kind::Double, Device::Cpu))? * deviation;
             drawn.f_to_kind(self.kind)?.f_to_device(self.device)?
         } else {
-            Tensor::f_zeros(size, (self.kind, self.device))?
+            Tensor::f_empty(size, (self.kind, self.device))?
         };
         Ok(tensor.set_requires_grad(true))
     }

@@ -118,10 +118,10 @@ impl<T: Real> BlockWeights<T> {
         BlockCache::new(self.shape.kv_heads, self.shape.head_dim, capacity)
     }
 
-    /// Whether any of the matrices was rounded.
-    pub fn is_rounded(&self) -> bool {
+    /// Whether any of the matrices is in the type that is computed in, although it has smaller forms.
+    pub fn is_full(&self) -> bool {
         let matrices = [&self.query, &self.key_value, &self.output, &self.gate_up, &self.down];
-        matrices.iter().any(|matrix| matrix.is_rounded())
+        matrices.iter().any(|matrix| matrix.is_full())
     }
 
     /// Bytes of the packed matrices.

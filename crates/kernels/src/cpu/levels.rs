@@ -13,10 +13,14 @@
 //! the sum too, or so near that it rounds alike: rounded to float32 once, as a fused multiply-add
 //! does, it is the same weight on any unit.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use half::f16;
 
 use super::pairs::PairSimd;
+use super::real::Real;
 use super::simd::{F32Portable, Simd};
+use crate::native::for_each;
 
 /// A vector unit that takes weights from their levels.
 pub(crate) trait LevelSimd: PairSimd<Weights = [<Self as Simd>::V; 2]> {
@@ -72,6 +76,9 @@ pub(super) const FORMS: [Form; 4] = [
 pub(super) const MOST_WORDS: usize = 10;
 const MOST_BLOCK: usize = 32;
 
+/// Blocks that a thread searches at a time.
+const SEARCHED: usize = 512;
+
 /// Most steps from a block's least weight to its greatest: formats with a least weight of their own
 /// have 5 bits at most.
 const MOST_STEPS: u8 = 31;
@@ -114,32 +121,28 @@ impl Form {
 
     /// The words of all blocks of a matrix with rows of `inputs` weights, or `None` where a block's
     /// weights are no levels in this form.
-    pub(super) fn find(
-        self,
-        mut weights: impl ExactSizeIterator<Item = f32>,
-        inputs: usize,
-    ) -> Option<Vec<u32>> {
-        if !inputs.is_multiple_of(self.block) {
+    pub(super) fn find_all<T: Real>(self, weights: &[T], inputs: usize) -> Option<Vec<u32>> {
+        if !inputs.is_multiple_of(self.block) || !weights.len().is_multiple_of(self.block) {
             return None;
         }
-        let mut found = Vec::with_capacity(weights.len().div_ceil(self.block) * self.words());
-        let mut block = Vec::with_capacity(self.block);
-        loop {
-            block.clear();
-            block.extend(weights.by_ref().take(self.block));
-            if block.is_empty() {
-                return Some(found);
+        let mut words = vec![0; weights.len() / self.block * self.words()];
+        let failed = AtomicBool::new(false);
+        let parts = weights.chunks(SEARCHED * self.block);
+        for_each(parts.zip(words.chunks_mut(SEARCHED * self.words())), |(weights, words)| {
+            let mut numbers = [0.0; MOST_BLOCK];
+            let numbers = &mut numbers[..self.block];
+            for (block, words) in weights.chunks(self.block).zip(words.chunks_mut(self.words())) {
+                numbers.iter_mut().zip(block).for_each(|(x, w)| *x = w.to_f64() as f32);
+                if failed.load(Ordering::Relaxed) || !self.find(numbers, words) {
+                    return failed.store(true, Ordering::Relaxed);
+                }
             }
-            let at = found.len();
-            found.resize(at + self.words(), 0);
-            if block.len() < self.block || !self.find_block(&block, &mut found[at..]) {
-                return None;
-            }
-        }
+        });
+        (!failed.into_inner()).then_some(words)
     }
 
     /// Writes a block's words, or returns false where it has none.
-    fn find_block(self, block: &[f32], words: &mut [u32]) -> bool {
+    fn find(self, block: &[f32], words: &mut [u32]) -> bool {
         let (least, most) = block
             .iter()
             .fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &w| (a.min(w), b.max(w)));
@@ -446,7 +449,7 @@ pub(super) mod tests {
             block in a_format().prop_flat_map(a_block),
         ) {
             let Quantised { form, weights } = block;
-            let found = form.find(weights.iter().copied(), 32);
+            let found = form.find_all(&weights, 32);
             let found = found.ok_or(TestCaseError::fail("not found"))?;
             let back: Vec<f32> =
                 found.chunks(form.words()).flat_map(|block| form.weights(block)).collect();
@@ -459,7 +462,7 @@ pub(super) mod tests {
         fn weights_that_are_no_levels_are_not_found(
             weights in prop::collection::vec(-1.0f32..1.0, 32), form in prop::sample::select(&FORMS),
         ) {
-            prop_assert!(form.find(weights.into_iter(), 32).is_none());
+            prop_assert!(form.find_all(&weights, 32).is_none());
         }
     }
 
@@ -467,13 +470,13 @@ pub(super) mod tests {
     fn what_is_no_number_or_no_whole_block_is_not_found() {
         for form in FORMS {
             for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e38, 1.234_567e-30] {
-                let mut weights = [0.5; 32];
+                let mut weights = [0.5f32; 32];
                 weights[7] = odd;
-                assert!(form.find(weights.into_iter(), 32).is_none(), "{odd} in {form:?}");
+                assert!(form.find_all(&weights, 32).is_none(), "{odd} in {form:?}");
             }
-            assert!(form.find([0.0; 33].into_iter(), 33).is_none());
-            assert!(form.find([0.0; 33].into_iter(), 32).is_none());
-            assert!(form.find([0.0; 32].into_iter(), 32).is_some());
+            assert!(form.find_all(&[0.0f32; 33], 33).is_none());
+            assert!(form.find_all(&[0.0f32; 33], 32).is_none());
+            assert!(form.find_all(&[0.0f32; 32], 32).is_some());
             assert!(form.words() <= MOST_WORDS);
         }
     }

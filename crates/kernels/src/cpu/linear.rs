@@ -7,6 +7,7 @@ use super::pairs::{pack_pair, widened};
 use super::product::{Add, Finish, Gate, OfHalves, OfLevels, PANEL, Product, Store};
 use super::real::Real;
 use super::team::Worker;
+use crate::native::for_each;
 
 /// What packed weights are kept in. Float64 weights are kept as they are in any of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,23 +50,23 @@ impl Kept {
     }
 }
 
-/// What `weight`, with rows of `inputs`, is kept as in `format`, and the words of its levels where it
-/// is kept in these.
+/// What `weight`, with rows of `inputs`, is kept as in `format`, and the words of its levels, row by
+/// row, where it is kept in these.
 fn smallest<T: Real>(weight: &[T], inputs: usize, format: WeightFormat) -> (Kept, Vec<u32>) {
     if format == WeightFormat::Full || !T::HAS_COMPACT {
         return (Kept::Single, Vec::new());
     }
-    let weights = || weight.iter().map(|w| w.to_f64() as f32);
     let mut forms = FORMS.iter().enumerate();
-    let found = forms.find_map(|(form, layout)| Some((form, layout.find(weights(), inputs)?)));
+    let found = forms.find_map(|(form, layout)| Some((form, layout.find_all(weight, inputs)?)));
     if let Some((form, words)) = found {
         return (Kept::Levels(form), words);
     }
+    let all = |test: fn(f32) -> bool| weight.iter().all(|w| test(w.to_f64() as f32));
     let kept = if format == WeightFormat::BFloat16 {
         Kept::Rounded
-    } else if weights().all(|w| w.to_bits().trailing_zeros() >= 16) {
+    } else if all(|w| w.to_bits().trailing_zeros() >= 16) {
         Kept::Pairs
-    } else if weights().all(levels::is_half) {
+    } else if all(levels::is_half) {
         Kept::Halves
     } else {
         Kept::Single
@@ -118,7 +119,10 @@ impl<T: Real> PackedLinear<T> {
         assert_eq!(weight.len(), outputs * inputs, "the weight has another size");
         let lanes = isa.checked().lanes::<T>();
         let packed = Self::empty(isa, inputs, outputs, outputs.div_ceil(lanes));
-        packed.filled(weight, format, |output| (output / lanes, output % lanes))
+        packed.filled(weight, format, |vector, lane| {
+            let output = vector * lanes + lane;
+            (output < outputs).then_some(output)
+        })
     }
 
     /// Packs `weight`, `[2 · outputs, inputs]` with the gates' rows before the ups', so that a
@@ -133,9 +137,9 @@ impl<T: Real> PackedLinear<T> {
         assert_eq!(weight.len(), 2 * outputs * inputs, "the weight has another size");
         let lanes = isa.checked().lanes::<T>();
         let packed = Self::empty(isa, inputs, outputs, 2 * outputs.div_ceil(lanes));
-        packed.filled(weight, format, |row| {
-            let (output, up) = (row % outputs, row / outputs);
-            (output / lanes * 2 + up, output % lanes)
+        packed.filled(weight, format, |vector, lane| {
+            let output = vector / 2 * lanes + lane;
+            (output < outputs).then_some(vector % 2 * outputs + output)
         })
     }
 
@@ -144,36 +148,41 @@ impl<T: Real> PackedLinear<T> {
         Self { panels: Aligned::zeroed(0), inputs, outputs, vectors, kept, isa }
     }
 
-    /// Puts the weights into the lanes that `lane_of` gives for their rows, in `format`.
+    /// Puts into each lane the weights of the row that `row_of` gives for it, in `format`.
     fn filled(
         mut self,
         weight: &[T],
         format: WeightFormat,
-        lane_of: impl Fn(usize) -> (usize, usize),
+        row_of: impl Fn(usize, usize) -> Option<usize> + Sync,
     ) -> Self {
         let (kept, words) = smallest(weight, self.inputs, format);
         self.kept = kept;
-        let depth = kept.depth(self.inputs);
-        self.panels = Aligned::in_large_pages(self.vectors * self.isa.lanes::<T>() * depth);
-        for row in 0..weight.len() / self.inputs.max(1) {
-            let (vector, lane) = lane_of(row);
-            let weights = &weight[row * self.inputs..][..self.inputs];
-            match kept {
-                Kept::Single => self.set(vector, lane, weights.iter().copied()),
-                Kept::Levels(_) => {
-                    let words = &words[row * depth..][..depth];
-                    self.set(vector, lane, words.iter().map(|&word| T::from_bits32(word)));
-                }
-                Kept::Rounded | Kept::Pairs | Kept::Halves => {
-                    let pair = if kept == Kept::Halves { half_pair } else { pack_pair };
-                    let pairs = weights.chunks(2).map(|weights| {
-                        let high = weights.get(1).map_or(0.0, |w| w.to_f64());
-                        T::from_bits32(pair(weights[0].to_f64(), high))
-                    });
-                    self.set(vector, lane, pairs);
+        let (depth, lanes, inputs) = (kept.depth(self.inputs), self.isa.lanes::<T>(), self.inputs);
+        self.panels = Aligned::in_large_pages(self.vectors * lanes * depth);
+        let panels = self.panels.chunks_mut((PANEL * lanes * depth).max(1));
+        for_each(panels.enumerate(), |(index, panel)| {
+            let width = panel.len() / depth;
+            for at in 0..width {
+                let Some(row) = row_of(index * PANEL + at / lanes, at % lanes) else { continue };
+                let weights = &weight[row * inputs..][..inputs];
+                let places = panel[at..].iter_mut().step_by(width);
+                match kept {
+                    Kept::Single => put(places, weights.iter().copied()),
+                    Kept::Levels(_) => {
+                        let words = words[row * depth..][..depth].iter();
+                        put(places, words.map(|&word| T::from_bits32(word)));
+                    }
+                    Kept::Rounded | Kept::Pairs | Kept::Halves => {
+                        let pair = if kept == Kept::Halves { half_pair } else { pack_pair };
+                        let pairs = weights.chunks(2).map(|weights| {
+                            let high = weights.get(1).map_or(0.0, |w| w.to_f64());
+                            T::from_bits32(pair(weights[0].to_f64(), high))
+                        });
+                        put(places, pairs);
+                    }
                 }
             }
-        }
+        });
         self
     }
 
@@ -183,12 +192,6 @@ impl<T: Real> PackedLinear<T> {
         let first = vector / PANEL * PANEL;
         let width = (self.vectors - first).min(PANEL) * lanes;
         (first * lanes * self.kept.depth(self.inputs) + (vector - first) * lanes + lane, width)
-    }
-
-    /// Puts what is kept of one output's weights into their lane.
-    fn set(&mut self, vector: usize, lane: usize, kept: impl Iterator<Item = T>) {
-        let (start, width) = self.place(vector, lane);
-        self.panels[start..].iter_mut().step_by(width).zip(kept).for_each(|(place, w)| *place = w);
     }
 
     /// Values that a row goes in with.
@@ -234,9 +237,9 @@ impl<T: Real> PackedLinear<T> {
         }
     }
 
-    /// Whether the weights were rounded.
-    pub fn is_rounded(&self) -> bool {
-        self.kept == Kept::Rounded
+    /// Whether the weights are in the type that is computed in, although it has smaller forms.
+    pub fn is_full(&self) -> bool {
+        self.kept == Kept::Single && T::HAS_COMPACT
     }
 
     /// Bytes of the packed weights.
@@ -330,6 +333,11 @@ impl<T: Real> PackedLinear<T> {
             Kept::Levels(_) => T::dispatch_levels(self.isa, OfLevels::<_, 3>(product)),
         }
     }
+}
+
+/// Puts what is kept of one output's weights into their places.
+fn put<'p, T: 'p>(places: impl Iterator<Item = &'p mut T>, kept: impl Iterator<Item = T>) {
+    places.zip(kept).for_each(|(place, w)| *place = w);
 }
 
 const _: () = assert!(FORMS.len() == 4, "a product for each form");

@@ -4,6 +4,8 @@
 //! operation is rounded once, as plain float32 arithmetic rounds it, so that the numbers are those
 //! that any other exact reader gets.
 
+use crate::native::for_each;
+
 mod k_blocks;
 mod plain;
 mod small_blocks;
@@ -38,6 +40,9 @@ pub enum BlockFormat {
     /// 256 numbers of 6 bits, −32 to 31; each 16 have a scale of 8 bits.
     Q6_K,
 }
+
+/// Numbers that a thread reads at a time.
+const PART: usize = 1 << 14;
 
 impl BlockFormat {
     /// All formats.
@@ -88,7 +93,7 @@ impl BlockFormat {
         (len / self.block_len()).checked_mul(self.block_bytes())
     }
 
-    /// Writes the numbers of the blocks in `bytes` to `out`.
+    /// Writes the numbers of the blocks in `bytes` to `out`, on libtorch's threads.
     ///
     /// # Panics
     /// Where `bytes` are not the blocks of exactly `out.len()` numbers.
@@ -98,6 +103,12 @@ impl BlockFormat {
             Some(bytes.len()),
             "no whole blocks, or of another number"
         );
+        let part = PART.next_multiple_of(self.block_len());
+        let bytes = bytes.chunks(part / self.block_len() * self.block_bytes());
+        for_each(bytes.zip(out.chunks_mut(part)), |(bytes, out)| self.dequantise_part(bytes, out));
+    }
+
+    fn dequantise_part(self, bytes: &[u8], out: &mut [f32]) {
         match self {
             Self::F32 => plain::float32(bytes, out),
             Self::F16 => plain::float16(bytes, out),

@@ -133,6 +133,14 @@ impl WeightReader {
         if !self.left.remove(name) {
             return Err(Error::tensor(&self.source.path(name), name, "is missing"));
         }
+        self.fill_again(name, view)
+    }
+
+    /// Fills `view` from a tensor that was taken before.
+    ///
+    /// # Errors
+    /// When there is no such tensor, or its shape differs.
+    pub fn fill_again(&self, name: &str, view: &mut Tensor) -> Result<()> {
         let shape = self.source.shape(name)?;
         if shape != view.size() {
             let problem = format!("expected the shape {:?}, found {shape:?}", view.size());
@@ -141,11 +149,16 @@ impl WeightReader {
         self.source.copy_to(name, view)
     }
 
+    /// The file, or the first one.
+    pub fn path(&self) -> PathBuf {
+        self.source.path("")
+    }
+
     /// Ends the reading: every tensor must have been taken.
     ///
     /// # Errors
     /// Names a tensor that the model has no place for.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(&self) -> Result<()> {
         match self.left.first() {
             None => Ok(()),
             Some(name) => {
