@@ -103,7 +103,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// `None` for a model that the engine cannot run, which is one in float32 or float64, on the CPU,
+    /// `None` for a model that the engine cannot run. It runs those in float32 or float64, on the CPU,
     /// whose drafting heads are all blocks over the trunk's output, told the tokens before their
     /// targets or not, or all matrices over the final hidden state.
     pub(crate) fn new(model: &MultiTokenModel, options: DecoderOptions) -> Option<Self> {
@@ -297,11 +297,12 @@ impl<T: Weight> Packed<T> {
             None => (plan.drafts_differ() && exact.product.is_full()).then_some(&unembedding),
         };
         let drafting = drafting.map(|tensor| pack_unembedding(tensor, plan.drafts)).transpose()?;
+        drop(unembedding);
         let embedding = match plan.sizes.tied {
             true => Embedding::Tied,
             false => Embedding::Own(Numbers::of(&rows)?.to_vec()),
         };
-        drop((rows, unembedding));
+        drop(rows);
         let mut packed = Self {
             embedding,
             unembedding: exact,

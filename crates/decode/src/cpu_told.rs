@@ -10,7 +10,7 @@ use foretoken_kernels::cpu::{BlockWeights, Real, TokenWeights};
 pub(crate) struct Told<T> {
     /// Blocks of the trunk that what is told goes through.
     pub(crate) blocks: usize,
-    /// These blocks in the drafts' format, where they lose anything in it.
+    /// These blocks in the drafts' format, where the trunk's own are in full.
     pub(crate) trunk: Vec<BlockWeights<T>>,
     pub(crate) heads: Vec<TokenWeights<T>>,
     dim: usize,

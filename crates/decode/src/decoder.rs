@@ -53,8 +53,8 @@ impl<'m> Decoder<'m> {
     }
 
     /// As [`Decoder::with_options`], from a model whose weights are still in their files: where the
-    /// CPU's own engine can run it, each tensor is let go as soon as it is packed, so that there are
-    /// never more of them in memory than the largest and its packed form.
+    /// CPU's own engine can run it, each block is let go as soon as it is packed, so that the weights
+    /// are never all in memory as they are read.
     ///
     /// # Errors
     /// When the weights cannot be read, or do not belong together.

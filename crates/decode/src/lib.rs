@@ -1,6 +1,7 @@
 //! Generation: one token a pass, or several with the drafts of a model's own heads.
 //!
-//! A [`Decoder`] is made once for a model and generates for one prompt after the other;
+//! A [`Decoder`] is made once for a model, which may still be in its files ([`Decoder::reading`]), and
+//! generates for one prompt after the other;
 //! [`write_rows`] lets a model write many rows of text at once, to be trained on.
 //! [`GenerateOptions`] say how: [`Decoding::Autoregressive`] takes the next token of head 0 in each
 //! pass; [`Decoding::Speculative`] is the paper's greedy self-speculative decoding, where heads

@@ -33,8 +33,9 @@ pub enum WeightStorage {
 /// drafts it accepts may change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DraftPrecision {
-    /// Weights in bfloat16 (the default), or in their levels where these are fewer bytes: half the
-    /// bytes to read or less, which is most of a draft's cost.
+    /// Weights in bfloat16 (the default), or in their levels where these are fewer bytes, and what they
+    /// share with the trunk as that is kept, where it is not in full: half the bytes to read or
+    /// less, which is most of a draft's cost.
     #[default]
     BFloat16,
     /// Weights as they are: drafts are just what the heads predict.

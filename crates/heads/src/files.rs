@@ -1,4 +1,4 @@
-//! A model as a folder.
+//! Models from files, and to a folder.
 
 use crate::heads_file::HeadsFile;
 use crate::{BlockHead, HeadsConfig, ModelConfig, MultiTokenModel, Registry, Result, UnreadModel};

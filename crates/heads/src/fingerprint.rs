@@ -24,7 +24,7 @@ impl MultiTokenModel {
 
 /// [`MultiTokenModel::stock_sha256`] of tensors that come one after the other, in its order. It is
 /// computed on a thread of its own, while something else is done with them.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Fingerprint {
     running: Option<JoinHandle<Result<Sha256>>>,
 }
@@ -52,10 +52,27 @@ impl Fingerprint {
     }
 }
 
+impl Drop for Fingerprint {
+    /// A process must not end while one of its threads is in libtorch.
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            drop(running.join());
+        }
+    }
+}
+
+/// Numbers that become bytes at a time.
+const PART: i64 = 1 << 18;
+
 fn add(hash: &mut Sha256, tensors: Vec<(String, Tensor)>) -> Result<()> {
     for (name, tensor) in tensors {
         hash.update(format!("{name} {:?}\n", tensor.size()));
-        hash.update(tensor_bytes(&tensor.f_to_kind(Kind::Float)?)?);
+        let numbers = tensor.numel() as i64;
+        let flat = tensor.f_reshape([-1])?;
+        for start in (0..numbers).step_by(PART as usize) {
+            let part = flat.f_narrow(0, start, PART.min(numbers - start))?;
+            hash.update(tensor_bytes(&part.f_to_kind(Kind::Float)?)?);
+        }
     }
     Ok(())
 }

@@ -58,6 +58,11 @@ impl HeadsFile {
         self.files.metadata(TRUNK).is_some()
     }
 
+    /// Refuses heads that were trained on another model.
+    fn check_trunk_of(&self, model: &MultiTokenModel) -> Result<()> {
+        if self.says_trunk() { self.check_trunk(&model.stock_sha256()?) } else { Ok(()) }
+    }
+
     /// Refuses heads that were trained on another model than that with this
     /// [`MultiTokenModel::stock_sha256`].
     pub(crate) fn check_trunk(&self, found: &str) -> Result<()> {
@@ -90,7 +95,7 @@ impl HeadsFile {
         let tokens = self.draft_tokens(model.config.architecture.vocab)?;
         let mut reader = self.into_reader();
         reader.fill_all(&model.head_parameters())?;
-        reader.finish()?;
+        reader.check_all_taken()?;
         model.set_draft_vocabulary(tokens)
     }
 
@@ -179,7 +184,7 @@ impl MultiTokenModel {
     /// heads it holds.
     pub fn with_heads(mut self, path: &Path, registry: &Registry) -> Result<Self> {
         let (file, heads) = HeadsFile::open_for(path, &self.config.architecture)?;
-        file.check_trunk(&self.stock_sha256()?)?;
+        file.check_trunk_of(&self)?;
         let init = Initialiser::unset(self.kind(), self.device());
         self.replace_heads(&heads, registry, &init)?;
         file.fill(&mut self)?;
@@ -193,7 +198,7 @@ impl MultiTokenModel {
     /// When the file is missing or damaged, or its heads are others.
     pub fn load_heads(&mut self, path: &Path) -> Result<()> {
         let file = HeadsFile::open(path)?;
-        file.check_trunk(&self.stock_sha256()?)?;
+        file.check_trunk_of(self)?;
         file.fill(self)
     }
 }

@@ -12,7 +12,8 @@
 //!   a model folder, and saved to one that other tools open as a plain Llama.
 //! - [`MultiTokenModel::grow`] puts new heads on a pretrained next-token model; a
 //!   [`DraftVocabulary`] makes them draft frequent tokens only, for a fraction of the cost.
-//! - [`ModelSource`]: a published model, a folder or a GGUF file, with its tokenizer.
+//! - [`ModelSource`]: a published model, a folder or a GGUF file, with its tokenizer. An
+//!   [`UnreadModel`] can be read piece by piece by who keeps its weights in another form.
 //! - [`MultiTokenModel::export_gguf`] and [`MultiTokenModel::export_medusa`] write what llama.cpp
 //!   and vLLM read.
 //!

@@ -1,5 +1,7 @@
 //! A model whose weights are still in its files.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::path::Path;
 
 use crate::fingerprint::Fingerprint;
@@ -12,12 +14,12 @@ use foretoken_trunk::{
 };
 use tch::{Device, Kind, Tensor};
 
-/// A model whose weights are still in its files, which were looked at: what they hold is known, and
-/// that it is a model.
+/// A model whose weights are still in its files.
 ///
 /// [`UnreadModel::read`] makes a [`MultiTokenModel`] of it. Who keeps weights in a form of their own
 /// takes them piece by piece ([`UnreadModel::pieces`]), so that a model of a few bits a weight is
-/// never in memory in float32.
+/// never whole in memory in float32. In float32 and float64, heads that say which model they were
+/// trained on are held against this one.
 ///
 /// ```no_run
 /// use foretoken_heads::{ModelSource, Piece};
@@ -39,7 +41,9 @@ pub struct UnreadModel {
     heads: Option<HeadsFile>,
 }
 
-/// A model piece by piece, its ends first.
+/// A model piece by piece, its ends first. Tensors are to be read, not written to: some are still
+/// looked at on another thread.
+#[derive(Debug)]
 pub struct ModelPieces {
     /// Sizes and heads.
     pub config: ModelConfig,
@@ -72,6 +76,18 @@ pub struct Pieces {
     reading: Option<Reading>,
 }
 
+impl fmt::Debug for UnreadModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UnreadModel").field("config", self.config()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Pieces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pieces").field("left", &self.left.len()).finish_non_exhaustive()
+    }
+}
+
 impl UnreadModel {
     /// A model as `outline` has it, from `stock` and, where these are in a file of their own, `heads`.
     pub(crate) fn new(
@@ -87,7 +103,8 @@ impl UnreadModel {
         self.outline.config()
     }
 
-    /// The model before anything was read: all is there but its tensors' numbers, which are undefined.
+    /// The model before anything was read, to look at its form: all is there but its tensors' numbers,
+    /// which are undefined.
     pub fn outline(&self) -> &MultiTokenModel {
         &self.outline
     }
@@ -99,9 +116,15 @@ impl UnreadModel {
     /// When the file is missing or damaged, or does not say what heads it holds.
     pub fn with_heads(mut self, path: &Path, registry: &Registry) -> Result<Self> {
         let (file, heads) = HeadsFile::open_for(path, &self.config().architecture)?;
+        if self.heads.is_none() {
+            // The model's own are in the same files as all.
+            let own = self.outline.head_parameters();
+            let own: BTreeSet<&str> =
+                own.iter().flat_map(|head| &head.parts).map(|part| part.name.as_str()).collect();
+            self.stock.pass_over(|name| own.contains(name));
+        }
         let init = Initialiser::unset(self.outline.kind(), self.outline.device());
         self.outline.replace_heads(&heads, registry, &init)?;
-        self.stock.pass_over(|name| name.starts_with("heads."));
         self.heads = Some(file);
         Ok(self)
     }
@@ -113,6 +136,7 @@ impl UnreadModel {
     /// the heads were trained on another model; file and tensor are named.
     pub fn read(self) -> Result<MultiTokenModel> {
         let (model, mut reading) = self.begin()?;
+        reading.unembedding = Some(model.unembedding.shallow_clone());
         model.trunk.blocks.iter().try_for_each(|block| reading.block(block))?;
         model.heads.iter().try_for_each(|head| reading.head(head.as_ref()))?;
         reading.finish()?;
@@ -160,7 +184,8 @@ impl UnreadModel {
             beyond: None,
             fingerprint: checks.then(Fingerprint::default),
             norm: outline.final_norm.shallow_clone(),
-            unembedding: (!tied).then(|| outline.unembedding.size()),
+            unembedding: None,
+            untied: (!tied).then(|| outline.unembedding.size()),
             layers: 0,
             heads: 0,
         };
@@ -179,8 +204,10 @@ struct Reading {
     /// Of the stock part, where the heads say of which model's they are.
     fingerprint: Option<Fingerprint>,
     norm: Tensor,
-    /// The shape of an unembedding of its own.
-    unembedding: Option<Vec<i64>>,
+    /// The unembedding, of a model that stays whole.
+    unembedding: Option<Tensor>,
+    /// The shape of one that is not the embedding.
+    untied: Option<Vec<i64>>,
     /// Stock layers that were read: the trunk's blocks, and head 0 behind them.
     layers: usize,
     /// Heads that were read.
@@ -220,13 +247,20 @@ impl Reading {
     /// Behind the stock part: nothing is left of it, and the heads are this model's.
     fn end_stock(&mut self) -> Result<()> {
         let Some(file) = self.file.take() else { return Ok(()) };
-        self.stock.finish()?;
+        self.stock.check_all_taken()?;
         self.note(&[readout_norm(&self.norm)])?;
-        if let (Some(shape), true) = (&self.unembedding, self.fingerprint.is_some()) {
-            // Who has it in another form by now did not keep the tensor: it is read again.
-            let mut again = Tensor::f_empty(shape.as_slice(), (self.norm.kind(), Device::Cpu))?;
-            self.stock.fill_again(UNEMBEDDING, &mut again)?;
-            self.note(&[readout_unembedding(&again)])?;
+        if let (Some(shape), true) = (&self.untied, self.fingerprint.is_some()) {
+            let unembedding = match self.unembedding.take() {
+                Some(tensor) => tensor,
+                None => {
+                    // Who has it in another form by now did not keep the tensor.
+                    let kind = (self.norm.kind(), Device::Cpu);
+                    let mut again = Tensor::f_empty(shape.as_slice(), kind)?;
+                    self.stock.copy_to(UNEMBEDDING, &mut again)?;
+                    again
+                }
+            };
+            self.note(&[readout_unembedding(&unembedding)])?;
         }
         if let Some(fingerprint) = self.fingerprint.take() {
             file.check_trunk(&fingerprint.finish()?)?;
@@ -238,12 +272,12 @@ impl Reading {
     /// Adds stock tensors to the fingerprint.
     fn note(&mut self, parameters: &[Parameter]) -> Result<()> {
         let Some(fingerprint) = &mut self.fingerprint else { return Ok(()) };
-        fingerprint.add(parameters, &self.stock.path())
+        fingerprint.add(parameters, &self.stock.path(""))
     }
 
     fn finish(self) -> Result<()> {
-        self.stock.finish()?;
-        Ok(self.beyond.as_ref().map_or(Ok(()), WeightReader::finish)?)
+        self.stock.check_all_taken()?;
+        Ok(self.beyond.as_ref().map_or(Ok(()), WeightReader::check_all_taken)?)
     }
 }
 
@@ -270,5 +304,5 @@ fn check_tied(reader: &mut WeightReader, embedding: &Tensor) -> Result<()> {
         return Ok(());
     }
     let problem = "differs from the embedding, though config.json has tie_word_embeddings = true";
-    Err(TrunkError::tensor(&reader.path(), UNEMBEDDING, problem).into())
+    Err(TrunkError::tensor(&reader.path(UNEMBEDDING), UNEMBEDDING, problem).into())
 }

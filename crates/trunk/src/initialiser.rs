@@ -24,8 +24,8 @@ impl Initialiser {
         Self { kind, device, residual_scale, random: true }
     }
 
-    /// Room for weights that are loaded next. Matrices are of any numbers, in memory that is taken
-    /// only as it is written.
+    /// Room for weights that are loaded next: matrices are of any numbers, and nothing must be computed
+    /// with them. On a CPU their memory is taken only as it is written.
     pub fn unset(kind: Kind, device: Device) -> Self {
         Self { kind, device, residual_scale: 1.0, random: false }
     }

@@ -1,6 +1,6 @@
 //! Trainable tensors with their stock names.
 
-use crate::Result;
+use crate::{Error, Result};
 use tch::Tensor;
 
 /// What a parameter is to the model; optimisers treat roles differently.
@@ -68,6 +68,12 @@ impl Parameter {
         for part in &self.parts {
             views.push((part.name.clone(), value.f_narrow(0, start, part.rows)?));
             start += part.rows;
+        }
+        let rows = value.size().first().copied().unwrap_or(1);
+        if start != rows {
+            let names: Vec<&str> = self.parts.iter().map(|part| part.name.as_str()).collect();
+            let problem = format!("{} have {start} rows of {rows}", names.join(", "));
+            return Err(Error::config("a parameter's parts", problem));
         }
         Ok(views)
     }

@@ -143,7 +143,7 @@ fn read(path: &Path) -> foretoken_trunk::Result<Architecture> {
         reader.fill(&parameter)?;
     }
     reader.fill_view("model.norm.weight", &mut init.norm(sizes.dim as i64)?.detach())?;
-    reader.finish()?;
+    reader.check_all_taken()?;
     Ok(sizes)
 }
 

@@ -114,7 +114,7 @@ fn read(folder: &Path) -> foretoken_trunk::Result<Architecture> {
     let (vocab, dim) = (sizes.vocab as i64, sizes.dim as i64);
     reader.fill_view("model.norm.weight", &mut init.norm(dim)?.detach())?;
     reader.fill_view("lm_head.weight", &mut init.embedding(vocab, dim)?.detach())?;
-    reader.finish()?;
+    reader.check_all_taken()?;
     Ok(sizes)
 }
 

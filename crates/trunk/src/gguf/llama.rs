@@ -185,13 +185,15 @@ impl GgufWeights {
     fn dequantise(&self, stored: &Stored, out: &mut [f32]) {
         let (tensor, data) = (&stored.tensor, self.file.data(&stored.tensor));
         let Some(width) = stored.interleaved else { return tensor.format.dequantise(data, out) };
-        let rows = tensor.shape[0] as usize;
-        let (row, row_bytes) = (out.len() / rows, data.len() / rows);
-        for (r, out) in out.chunks_exact_mut(row).enumerate() {
-            let (head, i) = (r / width, r % width);
-            let (pair, second) = (i % (width / 2), i / (width / 2));
-            let from = head * width + 2 * pair + second;
-            tensor.format.dequantise(&data[from * row_bytes..][..row_bytes], out);
+        tensor.format.dequantise(data, out);
+        let row = out.len() / tensor.shape[0] as usize;
+        let mut stored = vec![0.0; width * row];
+        for head in out.chunks_exact_mut(width * row) {
+            stored.copy_from_slice(head);
+            for (i, to) in head.chunks_exact_mut(row).enumerate() {
+                let (pair, second) = (i % (width / 2), i / (width / 2));
+                to.copy_from_slice(&stored[(2 * pair + second) * row..][..row]);
+            }
         }
     }
 }

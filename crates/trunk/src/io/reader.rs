@@ -133,14 +133,14 @@ impl WeightReader {
         if !self.left.remove(name) {
             return Err(Error::tensor(&self.source.path(name), name, "is missing"));
         }
-        self.fill_again(name, view)
+        self.copy_to(name, view)
     }
 
-    /// Fills `view` from a tensor that was taken before.
+    /// Fills `view` from the tensor `name`, whether it was taken or not, and leaves it so.
     ///
     /// # Errors
     /// When there is no such tensor, or its shape differs.
-    pub fn fill_again(&self, name: &str, view: &mut Tensor) -> Result<()> {
+    pub fn copy_to(&self, name: &str, view: &mut Tensor) -> Result<()> {
         let shape = self.source.shape(name)?;
         if shape != view.size() {
             let problem = format!("expected the shape {:?}, found {shape:?}", view.size());
@@ -149,16 +149,16 @@ impl WeightReader {
         self.source.copy_to(name, view)
     }
 
-    /// The file, or the first one.
-    pub fn path(&self) -> PathBuf {
-        self.source.path("")
+    /// As [`WeightSource::path`].
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.source.path(name)
     }
 
-    /// Ends the reading: every tensor must have been taken.
+    /// At the end of a reading: every tensor must have been taken.
     ///
     /// # Errors
     /// Names a tensor that the model has no place for.
-    pub fn finish(&self) -> Result<()> {
+    pub fn check_all_taken(&self) -> Result<()> {
         match self.left.first() {
             None => Ok(()),
             Some(name) => {
