@@ -111,7 +111,7 @@ fn decoding(criterion: &mut Criterion) {
     let config = ModelConfig {
         architecture: Architecture { layers: 10, ..Architecture::default() },
         heads: HeadsConfig::new("block", 4),
-        end_of_text: None,
+        end_of_text: Vec::new(),
     };
     let Ok(model) = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0) else { return };
     let Ok(mut decoder) = Decoder::new(&model) else { return };

@@ -8,11 +8,12 @@ one line, numbers that are not finite as null. "do" says what:
     generate   {prompt, max_new_tokens}         -> {"tokens": [ids], "seconds": of `generate` alone}
     gap        {prompt, tokens, next}           -> how far the tokens `next` lie below the best one
     logits     {prompt, file}                   -> how far the logits in `file` are from its own
-    open       {path}                           -> what loading the same model in another form, a
-                                                   folder or a GGUF file, came to; `generate`, `gap`
-                                                   and `logits` are that one's until `close`
+    open       {path, made (by `make`)}         -> what loading a model in another form, a folder
+                                                   or a GGUF file, came to; `generate`, `gap` and
+                                                   `logits` are that one's until `close`
     same_texts {count, seed, corpus}            -> how many lines its tokenizer gives other ids for
     close      {}                               -> the first one's again
+    make       {family, path}                   -> saves a small model with random weights there
     gguf       {path}                           -> an exported file's tensors and metadata
     medusa     {folder, prompt, file}           -> exported heads, and how far `file` is from them
 
@@ -41,7 +42,26 @@ if sys.argv[1:2] != ["--measure"]:
     import torch
     import transformers
     from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    # Type, number format, and what a config of it has besides its sizes.
+    FAMILIES = {
+        "llama3_scaling": ("llama", torch.bfloat16, {
+            "head_dim": 24, "tie_word_embeddings": False,
+            "rope_parameters": {
+                "rope_type": "llama3", "rope_theta": 50000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+            },
+        }),
+        "llama_linear": ("llama", torch.float16, {
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+        }),
+        "qwen2": ("qwen2", torch.float32, {
+            "tie_word_embeddings": False, "use_sliding_window": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        }),
+    }
 
 # Blocks of Unicode, each with letters or marks that tokenizers stumble over.
 BLOCKS = [
@@ -192,14 +212,13 @@ def held_back(request):
 class Model:
     """A model in a GGUF file, dequantised, or in a folder, as it is."""
 
-    def __init__(self, path):
-        place, options = os.path.abspath(path), {}
+    def __init__(self, path, float32=False):
+        place, options = os.path.abspath(path), {"dtype": torch.float32} if float32 else {}
         if os.path.isfile(place):
             place, name = os.path.split(place)
-            options = {"gguf_file": name}
-        self.tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        if options:
-            options["dtype"] = torch.float32
+            options = {"gguf_file": name, "dtype": torch.float32}
+        named = {key: value for key, value in options.items() if key == "gguf_file"}
+        self.tokenizer = AutoTokenizer.from_pretrained(place, **named)
         model, self.loading = AutoModelForCausalLM.from_pretrained(
             place, output_loading_info=True, **options
         )
@@ -290,7 +309,11 @@ class Peer:
         return answer
 
     def open(self, request):
-        self.other = Model(request["path"])
+        made = request.get("made", False)
+        self.other = Model(request["path"], float32=made)
+        if made:
+            # For some families transformers takes a cutting of their own, whatever the folder says.
+            self.other.tokenizer = self.first.tokenizer
         first, other = self.first.model, self.other.model
         problems = [f"{key}: {found}" for key, found in self.other.loading.items() if found]
         if type(other) is not type(first):
@@ -316,6 +339,30 @@ class Peer:
     def close(self, _request):
         self.other = None
         return {}
+
+    def make(self, request):
+        family, tokenizer = FAMILIES[request["family"]], self.first.tokenizer
+        model_type, dtype, special = family
+        torch.manual_seed(1)
+        sizes = dict(
+            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=160, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
+            initializer_range=0.1, eos_token_id=tokenizer.eos_token_id,
+        )
+        config = AutoConfig.for_model(model_type, **{**sizes, **special})
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                # What starts out as zeros or ones would hide where it is left out.
+                if name.endswith(".bias") or "norm" in name:
+                    parameter.add_(0.3 * torch.randn_like(parameter))
+        model.to(dtype).save_pretrained(request["path"], max_shard_size="3MB")
+        tokenizer.save_pretrained(request["path"])
+        files = sorted(path.name for path in Path(request["path"]).glob("*.safetensors"))
+        return {
+            "class": type(model).__name__, "dtype": str(dtype), "files": len(files),
+            "rope": config.rope_parameters, "tied": config.tie_word_embeddings,
+        }
 
     def gguf(self, request):
         return exported.gguf_file(request["path"], self.path, self.first.model)
@@ -343,16 +390,16 @@ def serve():
     transformers.logging.disable_progress_bar()
     peer = Peer(arguments.model)
     actions = [
-        "lines", "held_back", "generate", "gap", "logits", "open", "same_texts", "close", "gguf",
-        "medusa",
+        "lines", "held_back", "generate", "gap", "logits", "open", "same_texts", "close", "make",
+        "gguf", "medusa",
     ]
     print(json.dumps(peer.first.greeting()), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] not in actions:
             raise SystemExit(f"{request['do']} is none of {', '.join(actions)}")
-        # A model is loaded as it was at the start.
-        with torch.inference_mode(request["do"] != "open"):
+        # A model is made or loaded as it was at the start.
+        with torch.inference_mode(request["do"] not in ("open", "make")):
             answer = getattr(peer, request["do"])(request)
         print(json.dumps(finite(answer)), flush=True)
 

@@ -179,8 +179,9 @@ pub(crate) struct GenerateArguments {
     pub(crate) heads: Option<usize>,
     /// Verify up to so many tokens beside the drafts, each in place of one, 0 to 16: what the heads
     /// think next likely. The text is the same
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(..=16))]
-    pub(crate) alternatives: u8,
+    /// [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(..=16))]
+    pub(crate) alternatives: Option<u8>,
     /// Draw tokens at random: below 1 favours likely ones, above 1 evens them out
     #[arg(long, value_name = "T")]
     pub(crate) temperature: Option<f64>,
@@ -230,6 +231,9 @@ pub(crate) struct LogitsArguments {
     /// The text to read
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) prompt: String,
+    /// Heads that were trained for this model: a folder with heads.safetensors, or such a file
+    #[arg(long, value_name = "DIR|FILE")]
+    pub(crate) with_heads: Option<PathBuf>,
     /// The file to write
     #[arg(long, value_name = "FILE.safetensors")]
     pub(crate) out: PathBuf,
@@ -435,4 +439,37 @@ pub(crate) struct ReproduceArguments {
     /// pretrained: keep the trained heads here, in bfloat16, for --pretrained-heads and --with-heads
     #[arg(long, value_name = "DIR", conflicts_with = "pretrained_heads")]
     pub(crate) keep_heads: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCUMENTS: [(&str, &str); 5] = [
+        ("README.md", include_str!("../../../README.md")),
+        ("benchmarks.md", include_str!("../../../docs/benchmarks.md")),
+        ("extending.md", include_str!("../../../docs/extending.md")),
+        ("pretrained.md", include_str!("../../../docs/pretrained.md")),
+        ("training.md", include_str!("../../../docs/training.md")),
+    ];
+
+    #[test]
+    fn the_commands_of_the_documents_are_ones_and_can_be_pasted() {
+        let mut found = 0;
+        for (document, text) in DOCUMENTS {
+            for block in text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()) {
+                for line in block.replace("\\\n", " ").lines() {
+                    assert!(!line.starts_with('$'), "{document}: {line}");
+                    let words = shlex::split(line).unwrap();
+                    let is_ours =
+                        |word: &String| word == "foretoken" || word.ends_with("release/foretoken");
+                    let Some(start) = words.iter().position(is_ours) else { continue };
+                    let parsed = Arguments::try_parse_from(&words[start..]);
+                    assert!(parsed.is_ok(), "{document}: {line}: {}", parsed.unwrap_err());
+                    found += 1;
+                }
+            }
+        }
+        assert!(found > 8, "{found} commands were found");
+    }
 }

@@ -21,6 +21,9 @@ use crate::output::Output;
 use crate::prompts::{self, Prompt};
 use crate::stop::StopTexts;
 
+/// Alternatives to drafts, where nothing is said.
+const ALTERNATIVES: u8 = 4;
+
 pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
     refuse(arguments)?;
     set_threads(arguments.threads)?;
@@ -33,6 +36,12 @@ pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
     let mut opened = Opened::new(&arguments.model, device(arguments.device)?)?;
     if let Some(heads) = &arguments.with_heads {
         opened = opened.with_heads(heads)?;
+        let name = heads.display().to_string();
+        opened.model = opened.model.tolerate_other_trunks(move |problem| {
+            tracing::warn!(
+                "{name}: {problem}; the text stays the model's own, but drafts may be wrong more often"
+            );
+        });
     }
     if arguments.chat {
         opened = opened.with_chat(&arguments.model)?;
@@ -101,15 +110,20 @@ fn options(
         };
         return usage(format!("--heads {heads}: {whose}; give 1 to {available}"));
     }
-    let mut end_of_text: Vec<u32> = config.end_of_text.into_iter().collect();
+    let mut end_of_text = config.end_of_text.clone();
     end_of_text.extend(reader.tokenizer.end_of_text());
-    end_of_text.dedup();
+    if let (Decoding::Autoregressive, Some(alternatives)) = (decoding, arguments.alternatives) {
+        return usage(format!(
+            "--alternatives {alternatives}: autoregressive decoding drafts nothing that there could be \
+             alternatives to; leave one of the two out"
+        ));
+    }
     Ok(GenerateOptions {
         max_new_tokens: arguments.max_new_tokens,
         decoding,
         end_of_text,
         sampling,
-        alternatives: usize::from(arguments.alternatives),
+        alternatives: usize::from(arguments.alternatives.unwrap_or(ALTERNATIVES)),
         record_gaps: false,
     })
 }

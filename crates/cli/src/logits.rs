@@ -17,7 +17,11 @@ pub(crate) fn run(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
     // A device or a link would be replaced, not written to.
     let replaceable = !out.exists() || (out.is_file() && !out.is_symlink());
     ensure!(replaceable, "--out {}: this is not a plain file", out.display());
-    let (model, reader) = Opened::new(&arguments.model, Device::Cpu)?.read()?;
+    let mut opened = Opened::new(&arguments.model, Device::Cpu)?;
+    if let Some(heads) = &arguments.with_heads {
+        opened = opened.with_heads(heads)?;
+    }
+    let (model, reader) = opened.read()?;
     let tokens = reader.encode(&arguments.prompt)?;
     let (tokens, logits) = tch::no_grad(|| tensors(&model, &tokens))?;
     let shape = logits.size();

@@ -33,6 +33,8 @@ fn a_command_line_that_makes_no_sense_exits_with_2() {
         (&["--heads", "3"], &["--heads 3", "2"]),
         (&["--heads", "0"], &["--heads 0"]),
         (&["--heads", "2", "--decoding", "autoregressive"], &["--heads 2", "speculative"]),
+        (&["--alternatives", "3", "--decoding", "autoregressive"], &["--alternatives 3"]),
+        (&["--alternatives", "3", "--temperature", "1"], &["--alternatives 3"]),
         (&["--top-p", "0.5"], &["--temperature"]),
         (&["--threads", "0"], &["--threads 0"]),
         (&["--prompts", "x.jsonl"], &["--prompt"]),

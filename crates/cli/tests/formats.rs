@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{Place, assert_refused, json, model, text};
+use common::{Place, assert_refused, error_text, json, model, text};
 use foretoken_heads::{HeadsConfig, ModelSource, MultiTokenModel, Registry};
 use tch::{Device, Kind};
 
@@ -77,6 +77,28 @@ fn a_model_comes_back_from_a_gguf_file_and_joins_its_heads_again() {
         assert_eq!(generated["tokens"].as_array().unwrap().len(), 20, "{name}");
         assert_eq!(generated["prompt_tokens"], 6);
     }
+}
+
+#[test]
+fn heads_draft_for_a_model_in_other_numbers_and_nothing_else() {
+    let place = Place::new();
+    let heads = medusa_heads(&place);
+    let with_heads = ["--with-heads", heads.as_str()];
+    let logits = ["logits", "--model", model(), "--prompt", "def f1", "--out", "x", "--json"];
+    let written = json(&place.run(&[&logits[..], &with_heads].concat()));
+    assert_eq!(written["logits"][0], 3);
+
+    let export = ["export", "--model", model(), "--format", "gguf", "--out", "half.gguf"];
+    text(&place.run(&[&export[..], &["--float16"]].concat()));
+    let generate = ["generate", "--model", "half.gguf", "--prompt", "def f1", "--json"];
+    let more = ["--max-new-tokens", "20"];
+    let plain = json(&place.run(&[&generate[..], &more].concat()));
+    let drafted = place.run(&[&generate[..], &more, &with_heads].concat());
+    assert!(error_text(&drafted).contains("trained on another model"), "{}", error_text(&drafted));
+    assert_eq!(json(&drafted)["tokens"], plain["tokens"]);
+    let import = ["import", "--model", "half.gguf", "--out", "joined"];
+    let refused = place.run(&[&import[..], &with_heads].concat());
+    assert_refused(&refused, 1, &["another model", "train heads"]);
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn measure(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let vocab = architecture.vocab as u32;
     let heads = HeadsConfig::new("block", 4);
-    let config = ModelConfig { architecture, heads, end_of_text: None };
+    let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
     let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
     let options = DecoderOptions { threads, ..DecoderOptions::default() };
     let mut decoder = Decoder::with_options(&model, options)?;

@@ -393,7 +393,7 @@ mod tests {
 
     fn model(architecture: Architecture, kind: Kind) -> MultiTokenModel {
         let heads = HeadsConfig::new("block", 1);
-        let config = ModelConfig { architecture, heads, end_of_text: None };
+        let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
         MultiTokenModel::new(&config, kind, Device::Cpu, 0).unwrap()
     }
 

@@ -30,7 +30,7 @@ fn model(
         ..Architecture::default()
     };
     let heads = HeadsConfig::new(head, heads);
-    let config = ModelConfig { architecture, heads, end_of_text: None };
+    let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
     let model = MultiTokenModel::new(&config, kind, Device::Cpu, seed).unwrap();
     for parameter in model.parameters() {
         let mut tensor = parameter.tensor.shallow_clone();

@@ -26,7 +26,7 @@
 //!
 //! let architecture = Architecture { dim: 32, layers: 5, ffn: 64, context: 64, ..Default::default() };
 //! let heads = HeadsConfig::new("block", 4);
-//! let config = ModelConfig { architecture, heads, end_of_text: None };
+//! let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
 //! let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
 //!
 //! let mut decoder = Decoder::new(&model)?;

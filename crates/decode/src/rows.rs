@@ -53,7 +53,7 @@ pub struct WrittenRows {
 ///
 /// let architecture = Architecture { dim: 32, layers: 2, ffn: 64, context: 64, ..Default::default() };
 /// let heads = HeadsConfig::new("block", 1);
-/// let config = ModelConfig { architecture, heads, end_of_text: None };
+/// let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
 /// let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
 /// let text = Tensor::randint(256, [4, 20], (Kind::Int64, Device::Cpu));
 /// let options = RowsOptions { prompt: 8, temperature: 0.8, seed: 1 };
@@ -113,7 +113,7 @@ pub fn write_rows(
                 false => logits.f_argmax(-1, false)?,
             };
             input = text.f_narrow(1, column, 1)?.f_where_self(&ended, &choice)?;
-            if let Some(end) = model.config().end_of_text {
+            for &end in &model.config().end_of_text {
                 ended = ended.f_logical_or(&choice.f_eq(i64::from(end))?)?;
             }
             written.push(input.shallow_clone());

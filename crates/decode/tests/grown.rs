@@ -63,7 +63,7 @@ fn model(shape: &Shape, kind: Kind, seed: i64) -> MultiTokenModel {
         ..Architecture::default()
     };
     let stock = HeadsConfig::new("block", 1);
-    let config = ModelConfig { architecture, heads: stock, end_of_text: None };
+    let config = ModelConfig { architecture, heads: stock, end_of_text: Vec::new() };
     let model = MultiTokenModel::new(&config, kind, Device::Cpu, seed).unwrap();
     for parameter in model.parameters() {
         no_grad(|| {

@@ -96,7 +96,7 @@ fn model(kind: &'static str) -> MultiTokenModel {
         ..Architecture::default()
     };
     let heads = HeadsConfig::new(kind, 4);
-    let config = ModelConfig { architecture, heads, end_of_text: None };
+    let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
     MultiTokenModel::with_registry(&config, &registry, Kind::Double, Device::Cpu, 1).unwrap()
 }
 

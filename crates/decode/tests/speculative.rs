@@ -38,7 +38,7 @@ fn model(sizes: &Sizes, kind: Kind, seed: i64) -> MultiTokenModel {
         ..Architecture::default()
     };
     let heads = HeadsConfig::new("block", sizes.heads);
-    let config = ModelConfig { architecture, heads, end_of_text: None };
+    let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
     MultiTokenModel::new(&config, kind, Device::Cpu, seed).unwrap()
 }
 

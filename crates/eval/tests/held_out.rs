@@ -22,7 +22,7 @@ fn model(heads: usize) -> MultiTokenModel {
             ..Architecture::default()
         },
         heads: HeadsConfig::new("block", heads),
-        end_of_text: None,
+        end_of_text: Vec::new(),
     };
     MultiTokenModel::new(&config, Kind::Double, Device::Cpu, 3).unwrap()
 }

@@ -42,7 +42,7 @@ fn with_heads(heads: HeadsConfig) -> MultiTokenModel {
             ..Architecture::default()
         },
         heads,
-        end_of_text: None,
+        end_of_text: Vec::new(),
     };
     MultiTokenModel::new(&config, Kind::Double, Device::Cpu, 5).unwrap()
 }

@@ -142,7 +142,7 @@ mod tests {
             ..Architecture::default()
         };
         let heads = HeadsConfig::new("medusa", count);
-        let config = ModelConfig { architecture, heads, end_of_text: None };
+        let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
         MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 5).unwrap()
     }
 

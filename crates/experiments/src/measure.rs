@@ -49,10 +49,13 @@ pub(crate) struct OnOther {
     pub(crate) held_out: HeldOut,
 }
 
-/// Decoding with one number of heads.
+/// Decoding in one way.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct WayMeasured {
     pub(crate) heads_used: usize,
+    /// Whether as many of them drafted as paid.
+    #[serde(default)]
+    pub(crate) adaptive: bool,
     pub(crate) tokens_per_forward: f64,
     pub(crate) acceptance: Vec<f64>,
     pub(crate) distinct_8grams: f64,
@@ -177,6 +180,9 @@ fn held_out_text(
     Ok(texts)
 }
 
+/// Alternatives to drafts that adaptive decoding may take: as many as `foretoken generate` offers.
+const ADAPTIVE_ALTERNATIVES: usize = 4;
+
 /// What decoding every prompt in every way came to.
 struct Decoded {
     ways: Vec<WayMeasured>,
@@ -186,10 +192,30 @@ struct Decoded {
     plain: Vec<Generation>,
 }
 
-/// A decoder, what it wrote with each number of heads, and how long that took.
+/// A way of decoding.
+#[derive(Clone, Copy)]
+struct Way {
+    heads_used: usize,
+    /// Whether as many of them draft as pay.
+    adaptive: bool,
+    alternatives: usize,
+}
+
+impl Way {
+    const PLAIN: Self = Self { heads_used: 1, adaptive: false, alternatives: 0 };
+
+    /// Decoding with 1 to `heads` heads.
+    fn of_each(heads: usize, alternatives: usize) -> Vec<Self> {
+        let way = |heads_used| Self { heads_used, adaptive: false, alternatives };
+        (1..=heads).map(way).collect()
+    }
+}
+
+/// A decoder, what it wrote in each of some ways, the first of which is plain decoding, and how long
+/// that took.
 struct Ways<'m> {
     decoder: Decoder<'m>,
-    alternatives: usize,
+    each: Vec<Way>,
     outputs: Vec<Vec<Generation>>,
     times: Vec<Times>,
 }
@@ -197,28 +223,21 @@ struct Ways<'m> {
 impl<'m> Ways<'m> {
     fn new(
         model: &'m MultiTokenModel,
-        heads: usize,
         weights: WeightStorage,
-        alternatives: usize,
+        each: Vec<Way>,
     ) -> anyhow::Result<Self> {
         let options = DecoderOptions { weights, ..DecoderOptions::default() };
         Ok(Self {
             decoder: Decoder::with_options(model, options)?,
-            alternatives,
-            outputs: vec![Vec::new(); heads],
-            times: vec![Times::default(); heads],
+            outputs: vec![Vec::new(); each.len()],
+            times: vec![Times::default(); each.len()],
+            each,
         })
     }
 
-    fn run(
-        &mut self,
-        prompt: &[u32],
-        heads_used: usize,
-        plan: &DecodingPlan,
-    ) -> anyhow::Result<()> {
-        let options = options(heads_used, self.alternatives, plan.new_tokens);
+    fn run(&mut self, prompt: &[u32], way: usize, plan: &DecodingPlan) -> anyhow::Result<()> {
+        let options = options(self.each[way], plan.new_tokens);
         let run = generate(&mut self.decoder, prompt, &options)?;
-        let way = heads_used - 1;
         self.times[way].add(&run);
         // Of the first repeat: the others write the same.
         if self.times[way].is_first() {
@@ -227,7 +246,7 @@ impl<'m> Ways<'m> {
         Ok(())
     }
 
-    /// What each number of heads came to, against plain decoding by this decoder and by `baseline`.
+    /// What each way came to, against plain decoding by this decoder and by `baseline`.
     fn summary(
         &self,
         name: &str,
@@ -235,11 +254,11 @@ impl<'m> Ways<'m> {
         baseline: &Times,
         differences: &mut Vec<Difference>,
     ) -> Vec<WayMeasured> {
-        let both = self.outputs.iter().zip(&self.times).zip(1..);
-        let ways = both.map(|((outputs, times), heads_used)| {
-            let parted = compare_all(name, heads_used, plain, outputs);
+        let both = self.outputs.iter().zip(&self.times).zip(&self.each);
+        let ways = both.map(|((outputs, times), way)| {
+            let parted = compare_all(name, way.heads_used, plain, outputs);
             let against = (&self.times[0], baseline);
-            let way = summarise(heads_used, outputs, &parted, times, against);
+            let way = summarise(*way, outputs, &parted, times, against);
             differences.extend(parted);
             way
         });
@@ -259,34 +278,36 @@ fn decode(
     let heads = model.config().heads.count;
     let plan = &recipe.decoding;
     let full = WeightStorage::Full;
-    let mut all = vec![Ways::new(model, heads, full, plan.alternatives)?];
+    let mut all = vec![Ways::new(model, full, Way::of_each(heads, plan.alternatives))?];
     if let Some(compact) = plan.compact.as_ref().filter(|_| model.device() == Device::Cpu) {
-        all.push(Ways::new(model, heads, WeightStorage::Compact, compact.alternatives)?);
+        let mut ways = Way::of_each(heads, compact.alternatives);
+        let alternatives = ADAPTIVE_ALTERNATIVES;
+        ways.push(Way { heads_used: heads, adaptive: true, alternatives });
+        all.push(Ways::new(model, WeightStorage::Compact, ways)?);
     }
     let compact = all.len() > 1;
     if let Some(baseline) = baseline {
-        all.push(Ways::new(baseline, 1, full, 0)?);
+        all.push(Ways::new(baseline, full, vec![Way::PLAIN])?);
     }
     // The first pass of each decoder is slower than all others.
-    let once = options(1, 0, plan.new_tokens);
+    let once = options(Way::PLAIN, plan.new_tokens);
     for ways in &mut all {
         if let Some(prompt) = prompts.first() {
             _ = generate(&mut ways.decoder, prompt, &once)?;
         }
     }
-    // Which decoder, and with how many heads.
+    // Which decoder, and in which of its ways.
     let turns = all.iter().enumerate();
-    let turns: Vec<(usize, usize)> = turns
-        .flat_map(|(which, ways)| (1..=ways.times.len()).map(move |heads_used| (which, heads_used)))
-        .collect();
+    let turns: Vec<(usize, usize)> =
+        turns.flat_map(|(which, ways)| (0..ways.each.len()).map(move |way| (which, way))).collect();
     for repeat in 0..plan.repeats {
         all.iter_mut().flat_map(|ways| &mut ways.times).for_each(Times::open);
         for (index, prompt) in prompts.iter().enumerate() {
             check(stop)?;
             // One way after the other, starting elsewhere each time.
             for turn in 0..turns.len() {
-                let (which, heads_used) = turns[(turn + index + repeat) % turns.len()];
-                all[which].run(prompt, heads_used, plan)?;
+                let (which, way) = turns[(turn + index + repeat) % turns.len()];
+                all[which].run(prompt, way, plan)?;
             }
         }
     }
@@ -313,7 +334,7 @@ fn with_gaps(
     plan: &DecodingPlan,
     stop: &AtomicBool,
 ) -> anyhow::Result<Vec<Generation>> {
-    let again = GenerateOptions { record_gaps: true, ..options(1, 0, plan.new_tokens) };
+    let again = GenerateOptions { record_gaps: true, ..options(Way::PLAIN, plan.new_tokens) };
     let mut plain = Vec::with_capacity(prompts.len());
     for (index, prompt) in prompts.iter().enumerate() {
         check(stop)?;
@@ -336,14 +357,18 @@ fn generate(
     Ok(decoder.generate(prompt, options, &mut |_, _| ControlFlow::Continue(()))?)
 }
 
-/// Decoding with `heads_used` heads; 1 is plain autoregressive decoding. There is no end of text, so
-/// that all ways write the same number of tokens.
-fn options(heads_used: usize, alternatives: usize, new_tokens: usize) -> GenerateOptions {
+/// Decoding in a way; with one head it is autoregressive. There is no end of text, so that all ways
+/// write the same number of tokens.
+fn options(
+    Way { heads_used: heads, adaptive, alternatives }: Way,
+    new_tokens: usize,
+) -> GenerateOptions {
     GenerateOptions {
         max_new_tokens: new_tokens,
-        decoding: match heads_used {
+        decoding: match heads {
             1 => Decoding::Autoregressive,
-            heads => Decoding::Speculative { heads },
+            _ if adaptive => Decoding::Adaptive { heads },
+            _ => Decoding::Speculative { heads },
         },
         end_of_text: Vec::new(),
         sampling: None,
@@ -373,7 +398,7 @@ fn compare_all(
 }
 
 fn summarise(
-    heads_used: usize,
+    Way { heads_used, adaptive, .. }: Way,
     outputs: &[Generation],
     differences: &[Difference],
     times: &Times,
@@ -393,6 +418,7 @@ fn summarise(
     let (speedup, low, high) = times.speedup_over(plain);
     WayMeasured {
         heads_used,
+        adaptive,
         tokens_per_forward: tokens as f64 / passes.max(1) as f64,
         acceptance: acceptance.collect(),
         distinct_8grams: distinct_8grams(&texts),
@@ -424,7 +450,8 @@ fn sample(
 ) -> anyhow::Result<Sample> {
     let heads_used = model.config().heads.count;
     let plan = &recipe.decoding;
-    let options = options(heads_used, plan.alternatives, plan.sample_tokens);
+    let way = Way { heads_used, adaptive: false, alternatives: plan.alternatives };
+    let options = options(way, plan.sample_tokens);
     let run = generate(&mut Decoder::new(model)?, prompt, &options)?;
     Ok(Sample {
         model: name.to_owned(),

@@ -92,6 +92,10 @@ pub struct CompactRow {
     pub model: String,
     /// Heads used; 1 is plain autoregressive decoding.
     pub heads_used: usize,
+    /// Whether these are the most, of which as many drafted as paid: what `foretoken generate` does
+    /// where it is not told otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adaptive: bool,
     /// Tokens a forward pass on the model's own greedy text.
     pub tokens_per_forward: f64,
     /// New tokens a second, the prompt's pass left out.

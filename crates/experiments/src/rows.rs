@@ -139,11 +139,12 @@ pub(crate) fn timing(name: &str, measured: &Measured) -> Vec<Timing> {
     rows.collect()
 }
 
-/// Decoding with compact weights, a row for each number of heads used.
+/// Decoding with compact weights, a row for each way.
 pub(crate) fn compact_rows(name: &str, measured: &Measured) -> Vec<CompactRow> {
     let rows = measured.compact.iter().map(|way| CompactRow {
         model: name.to_owned(),
         heads_used: way.heads_used,
+        adaptive: way.adaptive,
         tokens_per_forward: way.tokens_per_forward,
         tokens_per_second: way.tokens_per_second,
         speedup: way.speedup,

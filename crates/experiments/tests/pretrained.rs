@@ -75,7 +75,7 @@ fn set_up(folder: &Path) -> PathBuf {
         ..Architecture::default()
     };
     let heads = HeadsConfig::new("block", 1);
-    let config = ModelConfig { architecture, heads, end_of_text: None };
+    let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
     MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 5)
         .unwrap()
         .export_gguf(&model, "tiny", &tokenizer, GgufNumbers::Float32)
@@ -162,10 +162,12 @@ fn check(report: &Report) {
         assert!((1.0..=row.heads_used as f64).contains(&row.tokens_per_forward));
     }
     let compact = SpeedResults::of(report).unwrap().compact;
-    assert_eq!(compact.iter().map(|row| row.heads_used).collect::<Vec<_>>(), [1, 2, 3]);
+    let ways: Vec<_> = compact.iter().map(|row| (row.heads_used, row.adaptive)).collect();
+    assert_eq!(ways, [(1, false), (2, false), (3, false), (3, true)]);
     assert!(compact.iter().all(|row| (row.mismatches, row.near_ties) == (0, 0)), "{compact:?}");
     let page = render(report).unwrap().markdown;
     assert!(page.contains("over k = 1 in float32") && page.contains("(1 with compact weights)"));
+    assert!(page.contains("| up to 3 |"), "{page}");
     assert!(page.contains("A published model of 3 layers") && page.contains("4 alternatives"));
 }
 

@@ -14,7 +14,7 @@
 //!
 //! let architecture = Architecture { dim: 32, layers: 5, ffn: 64, ..Architecture::default() };
 //! let heads = HeadsConfig::new("block", 4);
-//! let config = ModelConfig { architecture, heads, end_of_text: Some(256) };
+//! let config = ModelConfig { architecture, heads, end_of_text: vec![256] };
 //! let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
 //! let options = GenerateOptions {
 //!     max_new_tokens: 8,

@@ -99,8 +99,8 @@ pub struct ModelConfig {
     pub architecture: Architecture,
     /// Type and number of the heads.
     pub heads: HeadsConfig,
-    /// The token that ends a text, if the tokenizer has one.
-    pub end_of_text: Option<u32>,
+    /// The tokens that end a text: the tokenizer's, and in instruct models that of a turn.
+    pub end_of_text: Vec<u32>,
 }
 
 /// Version of the `foretoken` key in `config.json`.
@@ -119,7 +119,7 @@ impl ModelConfig {
     /// The content of `config.json` for a trunk of `trunk_layers`.
     pub(crate) fn to_json(&self, trunk_layers: usize) -> Value {
         let stock = Architecture { layers: trunk_layers + 1, ..self.architecture.clone() };
-        let mut config = stock.to_llama_config(self.end_of_text);
+        let mut config = stock.to_llama_config(&self.end_of_text);
         config.insert(
             "foretoken".into(),
             json!({"version": VERSION, "layers": self.architecture.layers, "heads": self.heads}),
@@ -130,12 +130,7 @@ impl ModelConfig {
     /// Reads `config.json`; without a `foretoken` key it is a next-token model.
     pub(crate) fn from_json(config: &Map<String, Value>, path: &Path) -> Result<Self> {
         let mut architecture = Architecture::from_llama_config(config, path)?;
-        let end_of_text = match config.get("eos_token_id") {
-            Some(Value::Array(ids)) => ids.first().and_then(Value::as_u64),
-            Some(id) => id.as_u64(),
-            None => None,
-        }
-        .and_then(|id| u32::try_from(id).ok());
+        let end_of_text = ends_of_text(config);
         let mut heads = HeadsConfig::new(default_kind(), 1);
         if let Some(own) = config.get("foretoken") {
             let wrong = |problem: String| TrunkError::format(path, problem);
@@ -155,4 +150,14 @@ impl ModelConfig {
         }
         Ok(Self { architecture, heads, end_of_text })
     }
+}
+
+/// The tokens that end a text, as `config.json` and `generation_config.json` say: one or a list.
+pub(crate) fn ends_of_text(config: &Map<String, Value>) -> Vec<u32> {
+    let ids = match config.get("eos_token_id") {
+        Some(Value::Array(ids)) => ids.as_slice(),
+        Some(id) => std::slice::from_ref(id),
+        None => &[],
+    };
+    ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()
 }

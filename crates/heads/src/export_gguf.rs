@@ -53,14 +53,15 @@ impl MultiTokenModel {
             return Err(refused(format!("its tokenizer has {tokens} tokens, it only {rows}")));
         }
         vocabulary.pad_to(rows);
-        let end_of_text = self.config.end_of_text.filter(|&id| (id as usize) < rows);
+        let known = self.config.end_of_text.iter().copied().filter(|&id| (id as usize) < rows);
+        let ends: Vec<u32> = vocabulary.eos.into_iter().chain(known).collect();
         let mut metadata = vec![
             ("general.architecture".to_owned(), GgufValue::Text(family.to_owned())),
             ("general.name".to_owned(), GgufValue::Text(name.to_owned())),
             ("general.file_type".to_owned(), GgufValue::Unsigned(numbers.file_type())),
         ];
         metadata.extend(sizes_metadata(family, sizes, self.trunk.blocks.len() + 1));
-        metadata.extend(tokenizer_metadata(vocabulary, end_of_text));
+        metadata.extend(tokenizer_metadata(vocabulary, &ends));
         Ok(write_gguf(path, &metadata, &self.gguf_tensors(numbers)?)?)
     }
 
@@ -136,7 +137,10 @@ fn sizes_metadata(family: &str, sizes: &Architecture, blocks: usize) -> Metadata
     all.into_iter().map(|(key, value)| (format!("{family}.{key}"), value)).collect()
 }
 
-fn tokenizer_metadata(vocabulary: Vocabulary, end_of_text: Option<u32>) -> Metadata {
+/// `ends`: the tokenizer's end of text first, then all others.
+fn tokenizer_metadata(vocabulary: Vocabulary, ends: &[u32]) -> Metadata {
+    let end = ends.first().copied();
+    let end_of_turn = ends.iter().copied().find(|&id| Some(id) != end);
     let entries = [
         ("model", Some(GgufValue::Text(vocabulary.model))),
         ("pre", vocabulary.pre.map(GgufValue::Text)),
@@ -146,7 +150,8 @@ fn tokenizer_metadata(vocabulary: Vocabulary, end_of_text: Option<u32>) -> Metad
         // llama.cpp asks for the key even where nothing is merged.
         ("merges", Some(GgufValue::Texts(vocabulary.merges))),
         ("bos_token_id", vocabulary.bos.map(GgufValue::Unsigned)),
-        ("eos_token_id", vocabulary.eos.or(end_of_text).map(GgufValue::Unsigned)),
+        ("eos_token_id", end.map(GgufValue::Unsigned)),
+        ("eot_token_id", end_of_turn.map(GgufValue::Unsigned)),
         ("unknown_token_id", vocabulary.unknown.map(GgufValue::Unsigned)),
         ("add_bos_token", vocabulary.add_bos.map(GgufValue::Flag)),
         ("add_eos_token", vocabulary.add_eos.map(GgufValue::Flag)),

@@ -1,5 +1,6 @@
 //! Models from files, and to a folder.
 
+use crate::config::ends_of_text;
 use crate::heads_file::HeadsFile;
 use crate::{BlockHead, HeadsConfig, ModelConfig, MultiTokenModel, Registry, Result, UnreadModel};
 use foretoken_trunk::gguf::{GgufFile, GgufWeights};
@@ -14,6 +15,9 @@ use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 pub(crate) const CONFIG: &str = "config.json";
+const GENERATION: &str = "generation_config.json";
+/// Keys of GGUF's tokenizers: what ends a text, a turn, a message.
+pub(crate) const GGUF_ENDS: [&str; 3] = ["eos_token_id", "eot_token_id", "eom_token_id"];
 pub(crate) const STOCK: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const HEADS: &str = "heads.safetensors";
@@ -111,12 +115,13 @@ impl UnreadModel {
 
     pub(crate) fn from_gguf(file: &Arc<GgufFile>, kind: Kind, device: Device) -> Result<Self> {
         let architecture = file.architecture()?;
-        let end_of_text = file.unsigned("tokenizer.ggml.eos_token_id")?;
-        let config = ModelConfig {
-            end_of_text: end_of_text.and_then(|id| u32::try_from(id).ok()),
-            heads: HeadsConfig::new(BlockHead::KIND, 1),
-            architecture,
-        };
+        let mut end_of_text = Vec::new();
+        for key in GGUF_ENDS {
+            let id = file.unsigned(&format!("tokenizer.ggml.{key}"))?;
+            add_ends(&mut end_of_text, id.and_then(|id| u32::try_from(id).ok()));
+        }
+        let heads = HeadsConfig::new(BlockHead::KIND, 1);
+        let config = ModelConfig { architecture, heads, end_of_text };
         let weights = GgufWeights::new(Arc::clone(file), &config.architecture)?;
         Self::from_source(&config, Box::new(weights), kind, device)
     }
@@ -124,7 +129,7 @@ impl UnreadModel {
     pub(crate) fn from_meta(folder: &Path, kind: Kind, device: Device) -> Result<Self> {
         let MetaCheckpoint { architecture, heads, weights } = MetaCheckpoint::open(folder)?;
         let heads = HeadsConfig::new(BlockHead::KIND, heads);
-        let config = ModelConfig { architecture, heads, end_of_text: None };
+        let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
         Self::from_source(&config, Box::new(weights), kind, device)
     }
 
@@ -170,9 +175,28 @@ fn open_stock(folder: &Path) -> Result<WeightReader> {
 fn read_config(folder: &Path) -> Result<ModelConfig> {
     let path = folder.join(CONFIG);
     let text = std::fs::read_to_string(&path).map_err(|source| TrunkError::io(&path, source))?;
-    let config: Map<String, Value> = serde_json::from_str(&text)
-        .map_err(|error| TrunkError::format(&path, format!("not a JSON object: {error}")))?;
-    ModelConfig::from_json(&config, &path)
+    let mut config = ModelConfig::from_json(&parse(&text, &path)?, &path)?;
+    // What ends a turn of a chat may stand there alone.
+    let path = folder.join(GENERATION);
+    if path.exists() {
+        let text =
+            std::fs::read_to_string(&path).map_err(|source| TrunkError::io(&path, source))?;
+        add_ends(&mut config.end_of_text, ends_of_text(&parse(&text, &path)?));
+    }
+    Ok(config)
+}
+
+fn parse(text: &str, path: &Path) -> Result<Map<String, Value>> {
+    Ok(serde_json::from_str(text)
+        .map_err(|error| TrunkError::format(path, format!("not a JSON object: {error}")))?)
+}
+
+fn add_ends(all: &mut Vec<u32>, more: impl IntoIterator<Item = u32>) {
+    for id in more {
+        if !all.contains(&id) {
+            all.push(id);
+        }
+    }
 }
 
 pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {

@@ -6,7 +6,7 @@ use crate::{
     MultiTokenModel, Registry, Result,
 };
 use foretoken_trunk::io::{SafetensorsFiles, WeightReader, WeightSource, write_safetensors_with};
-use foretoken_trunk::{Architecture, Error as TrunkError, Initialiser};
+use foretoken_trunk::{Architecture, Error as TrunkError, Initialiser, Parameter};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
@@ -66,18 +66,25 @@ impl HeadsFile {
     /// Refuses heads that were trained on another model than that with this
     /// [`MultiTokenModel::stock_sha256`].
     pub(crate) fn check_trunk(&self, found: &str) -> Result<()> {
-        let Some(trained_on) = self.files.metadata(TRUNK) else { return Ok(()) };
-        if trained_on == found {
-            return Ok(());
-        }
+        let Some(problem) = self.other_trunk(found) else { return Ok(()) };
+        let problem = format!("{problem}: train heads for this one");
+        Err(TrunkError::format(&self.path, problem).into())
+    }
+
+    /// What there is to say of heads that were trained on another model than that.
+    pub(crate) fn other_trunk(&self, found: &str) -> Option<String> {
+        let trained_on = self.files.metadata(TRUNK).filter(|&trained_on| trained_on != found)?;
         let start = |sha256: &str| sha256.get(..12).unwrap_or(sha256).to_owned();
-        let problem = format!(
-            "these heads were trained on another model (SHA-256 {}… of its weights, not {}…): train \
-             heads for this one",
+        Some(format!(
+            "these heads were trained on another model (SHA-256 {}… of its weights, not {}…)",
             start(trained_on),
             start(found)
-        );
-        Err(TrunkError::format(&self.path, problem).into())
+        ))
+    }
+
+    /// As [`WeightSource::check`].
+    pub(crate) fn check(&self, parameters: &[Parameter]) -> Result<()> {
+        Ok(self.files.check(parameters, &|name| name == DraftVocabulary::NAME)?)
     }
 
     /// Refuses a file that is too small for such heads, before memory is taken for them.

@@ -24,7 +24,7 @@
 //!
 //! let architecture = Architecture { dim: 32, layers: 4, ffn: 64, ..Architecture::default() };
 //! let heads = HeadsConfig::new("block", 2);
-//! let config = ModelConfig { architecture, heads, end_of_text: Some(256) };
+//! let config = ModelConfig { architecture, heads, end_of_text: vec![256] };
 //! let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
 //! let hidden = model.hidden(&Tensor::from_slice(&[1i64, 2, 3]).view([1, 3]))?;
 //! assert_eq!(model.logits(1, &hidden)?.size(), [1, 3, 264]);

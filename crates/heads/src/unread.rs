@@ -39,7 +39,11 @@ pub struct UnreadModel {
     stock: WeightReader,
     /// Where the heads beyond the first have a file of their own.
     heads: Option<HeadsFile>,
+    /// Who is told of heads that were trained on another model; where nobody is, they are refused.
+    other_trunk: Option<Tell>,
 }
+
+type Tell = Box<dyn FnOnce(&str)>;
 
 /// A model piece by piece, its ends first. Tensors are to be read, not written to: some are still
 /// looked at on another thread.
@@ -95,7 +99,7 @@ impl UnreadModel {
         stock: WeightReader,
         heads: Option<HeadsFile>,
     ) -> Self {
-        Self { outline, stock, heads }
+        Self { outline, stock, heads, other_trunk: None }
     }
 
     /// Sizes and heads.
@@ -127,6 +131,15 @@ impl UnreadModel {
         self.outline.replace_heads(&heads, registry, &init)?;
         self.heads = Some(file);
         Ok(self)
+    }
+
+    /// Lets heads in that were trained on another model of the same sizes, the same one in another
+    /// number format or one that was tuned further, and says so to `tell`. What they draft is
+    /// verified, so that the text is this model's own; it may be wrong more often.
+    #[must_use]
+    pub fn tolerate_other_trunks(mut self, tell: impl FnOnce(&str) + 'static) -> Self {
+        self.other_trunk = Some(Box::new(tell));
+        self
     }
 
     /// Reads all weights.
@@ -165,8 +178,14 @@ impl UnreadModel {
 
     /// Reads the ends.
     fn begin(self) -> Result<(MultiTokenModel, Reading)> {
-        let Self { mut outline, mut stock, heads } = self;
+        let Self { mut outline, mut stock, heads, other_trunk } = self;
         let Architecture { vocab, tied, .. } = outline.config.architecture;
+        let mut expected = outline.stock_parameters();
+        match &heads {
+            Some(file) => file.check(&outline.head_parameters())?,
+            None => expected.extend(outline.head_parameters()),
+        }
+        stock.check(&expected, |name| tied && name == UNEMBEDDING)?;
         let tokens = heads.as_ref().map(|file| file.draft_tokens(vocab)).transpose()?;
         let embedding = outline.trunk.part_parameters(TrunkPart::Embedding);
         stock.fill_all(&embedding)?;
@@ -181,6 +200,7 @@ impl UnreadModel {
         let mut reading = Reading {
             stock,
             file: heads,
+            other_trunk,
             beyond: None,
             fingerprint: checks.then(Fingerprint::default),
             norm: outline.final_norm.shallow_clone(),
@@ -199,6 +219,7 @@ struct Reading {
     stock: WeightReader,
     /// The heads' own file, until the stock part is read.
     file: Option<HeadsFile>,
+    other_trunk: Option<Tell>,
     /// And from then on.
     beyond: Option<WeightReader>,
     /// Of the stock part, where the heads say of which model's they are.
@@ -250,20 +271,23 @@ impl Reading {
         self.stock.check_all_taken()?;
         self.note(&[readout_norm(&self.norm)])?;
         if let (Some(shape), true) = (&self.untied, self.fingerprint.is_some()) {
-            let unembedding = match self.unembedding.take() {
-                Some(tensor) => tensor,
-                None => {
-                    // Who has it in another form by now did not keep the tensor.
-                    let kind = (self.norm.kind(), Device::Cpu);
-                    let mut again = Tensor::f_empty(shape.as_slice(), kind)?;
-                    self.stock.copy_to(UNEMBEDDING, &mut again)?;
-                    again
-                }
+            let unembedding = if let Some(tensor) = self.unembedding.take() {
+                tensor
+            } else {
+                // Who has it in another form by now did not keep the tensor.
+                let kind = (self.norm.kind(), Device::Cpu);
+                let mut again = Tensor::f_empty(shape.as_slice(), kind)?;
+                self.stock.copy_to(UNEMBEDDING, &mut again)?;
+                again
             };
             self.note(&[readout_unembedding(&unembedding)])?;
         }
         if let Some(fingerprint) = self.fingerprint.take() {
-            file.check_trunk(&fingerprint.finish()?)?;
+            let found = fingerprint.finish()?;
+            match (file.other_trunk(&found), self.other_trunk.take()) {
+                (Some(problem), Some(tell)) => tell(&problem),
+                _ => file.check_trunk(&found)?,
+            }
         }
         self.beyond = Some(file.into_reader());
         Ok(())

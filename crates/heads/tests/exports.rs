@@ -36,7 +36,7 @@ fn sizes(layers: usize) -> Architecture {
 /// A model whose norms and biases are random too.
 fn model(architecture: Architecture, heads: usize) -> MultiTokenModel {
     let heads = HeadsConfig::new("block", heads);
-    let config = ModelConfig { architecture, heads, end_of_text: Some(256) };
+    let config = ModelConfig { architecture, heads, end_of_text: vec![256] };
     let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 5).unwrap();
     for parameter in model.parameters() {
         let _ = parameter.tensor.detach().uniform_(-1.0, 1.0);
@@ -88,7 +88,7 @@ fn a_gguf_file_gives_back_sizes_and_bits() {
         let layers = architecture.layers + 1 - heads;
         assert_eq!(read.config().architecture, Architecture { layers, ..architecture });
         assert_eq!(read.config().heads.count, 1);
-        assert_eq!(read.config().end_of_text, Some(256));
+        assert_eq!(read.config().end_of_text, [256]);
         assert_eq!(stock(&read), stock(&saved));
         assert_eq!(read.stock_sha256().unwrap(), saved.stock_sha256().unwrap());
     }

@@ -33,7 +33,7 @@ fn stock(change: impl Fn(&mut Architecture)) -> MultiTokenModel {
     };
     change(&mut architecture);
     let heads = HeadsConfig::new("block", 1);
-    let config = ModelConfig { architecture, heads, end_of_text: Some(39) };
+    let config = ModelConfig { architecture, heads, end_of_text: vec![39] };
     MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 5).unwrap()
 }
 
@@ -205,7 +205,21 @@ fn what_does_not_belong_together_is_found_out_while_it_is_read_in_turn() {
                 let error = error.to_string();
                 assert!(error.contains("another model"), "{changed} of {count}: {error}");
             }
+            // Who wants to be told instead is, and gets them.
+            let (tell, told) = std::sync::mpsc::channel();
+            let tolerant = unread(&path, Some(&heads)).unwrap();
+            let tolerant = tolerant.tolerate_other_trunks(move |problem| {
+                tell.send(problem.to_owned()).unwrap();
+            });
+            let read = weights_in_turn(tolerant).unwrap();
+            assert_eq!(read[count], model.parameters()[count].tensor);
+            assert!(told.try_recv().unwrap().contains("another model"));
         }
+        let own = folder.path().join("own");
+        base().save(&own).unwrap();
+        let silent = unread(&own, Some(&heads)).unwrap();
+        let silent = silent.tolerate_other_trunks(|problem| panic!("{problem}"));
+        weights_in_turn(silent).unwrap();
         // A tensor too many, with and without heads of another file.
         let path = folder.path().join("0");
         let stored = path.join("model.safetensors");
@@ -216,10 +230,36 @@ fn what_does_not_belong_together_is_found_out_while_it_is_read_in_turn() {
         ));
         write_safetensors(&stored, &tensors).unwrap();
         for file in [None, Some(heads.as_path())] {
-            let error = weights_in_turn(unread(&path, file).unwrap()).unwrap_err().to_string();
+            // It is found before anything is read.
+            let error = unread(&path, file).unwrap().pieces().unwrap_err().to_string();
             assert!(error.contains("model.layers.9.odd.weight"), "{error}");
         }
     }
+}
+
+#[test]
+fn all_tokens_that_end_a_text_are_read_and_written() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    stock(|_| ()).save(folder).unwrap();
+    assert_eq!(config_of(folder)["eos_token_id"], 39);
+    assert_eq!(config_of(folder)["bos_token_id"], Value::Null);
+    let mut config = config_of(folder);
+    config["eos_token_id"] = json!([3, 7]);
+    write_config(folder, &config);
+    assert_eq!(load(folder).unwrap().config().end_of_text, [3, 7]);
+    // What ends a turn may be in the config of generation alone.
+    let generation = folder.join("generation_config.json");
+    fs::write(&generation, r#"{"eos_token_id": [7, 12], "do_sample": true}"#).unwrap();
+    let model = load(folder).unwrap();
+    assert_eq!(model.config().end_of_text, [3, 7, 12]);
+    let again = tempfile::tempdir().unwrap();
+    model.save(again.path()).unwrap();
+    assert_eq!(config_of(again.path())["eos_token_id"], json!([3, 7, 12]));
+    fs::write(&generation, "[]").unwrap();
+    let error = load(folder).unwrap_err().to_string();
+    assert!(error.contains("generation_config.json"), "{error}");
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn stock(kind: Kind) -> MultiTokenModel {
         ..Architecture::default()
     };
     let heads = HeadsConfig::new("block", 1);
-    let config = ModelConfig { architecture, heads, end_of_text: None };
+    let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
     MultiTokenModel::new(&config, kind, Device::Cpu, 3).unwrap()
 }
 

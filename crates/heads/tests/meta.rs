@@ -34,7 +34,7 @@ fn model() -> MultiTokenModel {
         ..Architecture::default()
     };
     let heads = HeadsConfig::new("block", 3);
-    let config = ModelConfig { architecture, heads, end_of_text: None };
+    let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
     MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 5).unwrap()
 }
 

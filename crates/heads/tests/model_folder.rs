@@ -19,7 +19,7 @@ fn config(layers: usize, heads: usize) -> ModelConfig {
         ..Architecture::default()
     };
     let heads = HeadsConfig::new("block", heads);
-    ModelConfig { architecture, heads, end_of_text: Some(39) }
+    ModelConfig { architecture, heads, end_of_text: vec![39] }
 }
 
 fn model(layers: usize, heads: usize) -> MultiTokenModel {
@@ -44,7 +44,7 @@ fn a_model_survives_its_folder_bit_for_bit() {
         assert_eq!(folder.path().join("heads.safetensors").exists(), heads > 1);
         let loaded = load(folder.path()).unwrap();
         assert_eq!(loaded.config().heads, saved.config().heads);
-        assert_eq!(loaded.config().end_of_text, Some(39));
+        assert_eq!(loaded.config().end_of_text, [39]);
         for head in 0..heads {
             assert_eq!(logits(&saved, head), logits(&loaded, head));
         }

@@ -91,21 +91,27 @@ impl Branch {
     }
 }
 
-/// A key–value cache of one attention layer, with room for `capacity` positions.
+/// Positions that a cache takes memory for at first.
+const FIRST_ROOM: i64 = 1024;
+
+/// A key–value cache of one attention layer, for at most `capacity` positions.
 ///
-/// Keys are stored after the rotary turn. [`KvCache::truncate`] takes back positions that a
+/// It takes memory for a few positions and for twice as many whenever these are full: a model made for
+/// long texts does not pay for them with every short one. Keys are stored after the rotary turn.
+/// [`KvCache::truncate`] takes back positions that a
 /// rejected draft wrote: it only moves the end, the next append overwrites.
 #[derive(Debug)]
 pub struct KvCache {
     keys: Tensor,
     values: Tensor,
     len: i64,
+    capacity: i64,
     /// Of the rows that are appended next.
     branch: Option<Branch>,
 }
 
 impl KvCache {
-    /// An empty cache: `[batch, kv_heads, capacity, head_dim]` each for keys and values.
+    /// An empty cache: up to `[batch, kv_heads, capacity, head_dim]` each for keys and values.
     ///
     /// # Errors
     /// When the memory cannot be had.
@@ -117,8 +123,9 @@ impl KvCache {
         kind: Kind,
         device: Device,
     ) -> Result<Self> {
-        let zeros = || Tensor::f_zeros([batch, kv_heads, capacity, head_dim], (kind, device));
-        Ok(Self { keys: zeros()?, values: zeros()?, len: 0, branch: None })
+        let room = capacity.min(FIRST_ROOM);
+        let zeros = || Tensor::f_zeros([batch, kv_heads, room, head_dim], (kind, device));
+        Ok(Self { keys: zeros()?, values: zeros()?, len: 0, capacity, branch: None })
     }
 
     /// Positions held.
@@ -131,9 +138,9 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Positions there is room for.
+    /// The most positions that it can hold.
     pub fn capacity(&self) -> i64 {
-        self.keys.size()[2]
+        self.capacity
     }
 
     /// Forgets all positions from `len` on, where so many are held, and what [`KvCache::branch`] said.
@@ -179,7 +186,8 @@ impl KvCache {
     /// held now: `[batch, kv_heads, len, head_dim]`.
     ///
     /// # Errors
-    /// When the capacity is exceeded (nothing is appended then) or shapes differ.
+    /// When the capacity is exceeded or the memory cannot be had (nothing is appended then), or shapes
+    /// differ.
     pub fn append(&mut self, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
         let new = keys.size4()?.2;
         let end = self.len + new;
@@ -190,9 +198,53 @@ impl KvCache {
                 capacity: self.capacity(),
             });
         }
+        self.make_room(end)?;
         self.keys.f_narrow(2, self.len, new)?.f_copy_(keys)?;
         self.values.f_narrow(2, self.len, new)?.f_copy_(values)?;
         self.len = end;
         Ok((self.keys.f_narrow(2, 0, end)?, self.values.f_narrow(2, 0, end)?))
+    }
+
+    /// Makes room for `end` positions, which are no more than the capacity.
+    fn make_room(&mut self, end: i64) -> Result<()> {
+        let room = self.keys.size()[2];
+        if end <= room {
+            return Ok(());
+        }
+        let grown = |all: &Tensor| -> Result<Tensor> {
+            let mut size = all.size();
+            size[2] = end.max(2 * room).min(self.capacity);
+            let larger = Tensor::f_zeros(&size, (all.kind(), all.device()))?;
+            larger.f_narrow(2, 0, self.len)?.f_copy_(&all.f_narrow(2, 0, self.len)?)?;
+            Ok(larger)
+        };
+        (self.keys, self.values) = (grown(&self.keys)?, grown(&self.values)?);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_grows_up_to_its_capacity_and_keeps_what_it_holds() {
+        let capacity = 2 * FIRST_ROOM + 300;
+        let mut cache = KvCache::new(1, 2, capacity, 3, Kind::Float, Device::Cpu).unwrap();
+        let rows = |count: i64| Tensor::randn([1, 2, count, 3], (Kind::Float, Device::Cpu));
+        let (mut keys, mut values) = (rows(0), rows(0));
+        for count in [5, FIRST_ROOM - 5, 1, FIRST_ROOM, 299] {
+            let (new_keys, new_values) = (rows(count), rows(count));
+            keys = Tensor::cat(&[&keys, &new_keys], 2);
+            values = Tensor::cat(&[&values, &new_values], 2);
+            let (held_keys, held_values) = cache.append(&new_keys, &new_values).unwrap();
+            assert_eq!((held_keys, held_values), (keys.shallow_clone(), values.shallow_clone()));
+        }
+        assert_eq!((cache.len(), cache.capacity()), (capacity, capacity));
+        assert!(cache.append(&rows(1), &rows(1)).is_err());
+        assert_eq!(cache.len(), capacity);
+        cache.truncate(7);
+        let (held, _) = cache.append(&rows(1), &rows(1)).unwrap();
+        assert_eq!(held.narrow(2, 0, 7), keys.narrow(2, 0, 7));
     }
 }

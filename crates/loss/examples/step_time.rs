@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let architecture =
         Architecture { vocab, dim, layers, ffn, context: seq, ..Architecture::default() };
     let heads = HeadsConfig::new("block", count);
-    let config = ModelConfig { architecture, heads, end_of_text: None };
+    let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
     let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
     let shape = [batch as i64, (seq + count) as i64];
     let tokens = Tensor::randint(vocab as i64, shape, (Kind::Int64, Device::Cpu));

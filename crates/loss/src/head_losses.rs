@@ -45,7 +45,7 @@ impl HeadLosses {
     ///
     /// let architecture = Architecture { dim: 32, layers: 3, ffn: 64, ..Architecture::default() };
     /// let heads = HeadsConfig::new("block", 2);
-    /// let config = ModelConfig { architecture, heads, end_of_text: None };
+    /// let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
     /// let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
     /// let tokens = Tensor::randint(256, [2, 8 + 2], (Kind::Int64, Device::Cpu));
     /// let losses = MultiTokenLoss::weighted(vec![1.0, 0.0]).backward(&model, &tokens)?;

@@ -20,7 +20,7 @@
 //!
 //! let architecture = Architecture { dim: 32, layers: 4, ffn: 64, ..Architecture::default() };
 //! let heads = HeadsConfig::new("block", 3);
-//! let config = ModelConfig { architecture, heads, end_of_text: None };
+//! let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
 //! let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
 //! // Two sequences of 16 positions: 16 + 3 tokens each, so that every position has its targets.
 //! let tokens = Tensor::randint(256, [2, 16 + 3], (Kind::Int64, Device::Cpu));

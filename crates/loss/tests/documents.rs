@@ -18,7 +18,7 @@ fn model(heads: usize, kind: &str, number: Kind, seed: i64) -> MultiTokenModel {
         ..Architecture::default()
     };
     let heads = HeadsConfig::new(kind, heads);
-    let config = ModelConfig { architecture, heads, end_of_text: None };
+    let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
     MultiTokenModel::new(&config, number, Device::Cpu, seed).unwrap()
 }
 

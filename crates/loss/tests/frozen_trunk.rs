@@ -18,7 +18,7 @@ fn model(kind: &str, heads: usize, seed: i64) -> MultiTokenModel {
         ..Architecture::default()
     };
     let stock = HeadsConfig::new("block", 1);
-    let config = ModelConfig { architecture, heads: stock, end_of_text: None };
+    let config = ModelConfig { architecture, heads: stock, end_of_text: Vec::new() };
     let model = MultiTokenModel::new(&config, Kind::Double, Device::Cpu, seed).unwrap();
     let heads = HeadsConfig::new(kind, heads);
     let model = model.grow(&heads, &Registry::stock(), seed).unwrap();

@@ -18,7 +18,7 @@ fn model(layers: usize, heads: usize, kv_heads: usize, kind: Kind, seed: i64) ->
         ..Architecture::default()
     };
     let heads = HeadsConfig::new("block", heads);
-    let config = ModelConfig { architecture, heads, end_of_text: None };
+    let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
     MultiTokenModel::new(&config, kind, Device::Cpu, seed).unwrap()
 }
 
@@ -122,7 +122,7 @@ fn heads_that_are_not_alike_cannot_run_as_one() {
     let architecture =
         Architecture { vocab: 40, dim: 24, layers: 4, ffn: 40, ..Architecture::default() };
     let heads = HeadsConfig::new("medusa", 2);
-    let config = ModelConfig { architecture, heads, end_of_text: None };
+    let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
     let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 1).unwrap();
     let loss = MultiTokenLoss::new(2).with_execution(HeadExecution::Grouped);
     let error = loss.backward(&model, &tokens(1, 6)).unwrap_err().to_string();

@@ -22,7 +22,7 @@ fn config(kind: &str, heads: usize) -> ModelConfig {
         ..Architecture::default()
     };
     let heads = HeadsConfig::new(kind, heads);
-    ModelConfig { architecture, heads, end_of_text: None }
+    ModelConfig { architecture, heads, end_of_text: Vec::new() }
 }
 
 fn model(heads: usize, seed: i64) -> MultiTokenModel {

@@ -511,7 +511,7 @@ impl TrainConfig {
                 ..Architecture::default()
             },
             heads: self.heads_config()?,
-            end_of_text: None,
+            end_of_text: Vec::new(),
         })
     }
 

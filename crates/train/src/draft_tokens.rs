@@ -99,7 +99,7 @@ mod tests {
             ..Architecture::default()
         };
         let heads = HeadsConfig::new("medusa", 3);
-        let config = ModelConfig { architecture, heads, end_of_text: None };
+        let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
         let model = MultiTokenModel::new(&config, Kind::Double, Device::Cpu, 3).unwrap();
         no_grad(|| _ = model.unembedding().shallow_clone().g_mul_scalar_(40.0));
         let batch = |index: u64| {

@@ -22,6 +22,20 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Too little free space for what a training keeps beside its checkpoints.
+    #[error(
+        "{}: what the model makes of data.batches takes {} MB more there, of which {} MB are free; make \
+         room and resume, or set data.batches lower",
+        path.display(), needed.div_ceil(1_000_000), free / 1_000_000
+    )]
+    Space {
+        /// The folder.
+        path: PathBuf,
+        /// Bytes that are still to be written.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
     /// A recipe isn't TOML, or a value has the wrong type.
     #[error("{name}: {message}")]
     Config {

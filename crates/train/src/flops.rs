@@ -33,7 +33,7 @@ use foretoken_trunk::{Parameter, Role};
 /// let config = ModelConfig {
 ///     architecture: Architecture { dim: 16, layers: 3, ffn: 24, ..Architecture::default() },
 ///     heads: HeadsConfig::new("block", 2),
-///     end_of_text: None,
+///     end_of_text: Vec::new(),
 /// };
 /// let model = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 0)?;
 /// let one = StepFlops::together(&model, 1, 8).total();
@@ -151,7 +151,7 @@ mod tests {
             ..Architecture::default()
         };
         let heads = HeadsConfig::new(kind, count);
-        let config = ModelConfig { architecture, heads, end_of_text: None };
+        let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
         MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 1).unwrap()
     }
 

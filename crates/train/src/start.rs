@@ -39,7 +39,7 @@ impl Start {
         let seed = config.train.seed as i64;
         let heads = config.heads_config()?;
         let Some(source) = &self.source else {
-            let end_of_text = self.tokenizer.end_of_text();
+            let end_of_text = self.tokenizer.end_of_text().into_iter().collect();
             let sizes = config.model_config(self.tokenizer.vocab_size())?;
             let model = ModelConfig { end_of_text, ..sizes };
             return Ok(MultiTokenModel::with_registry(&model, registry, kind, device, seed)?);

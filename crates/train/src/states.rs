@@ -1,5 +1,6 @@
 //! What a frozen model makes of the batches that a training goes round in, kept on disk.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +30,10 @@ pub(crate) struct StateCache {
     root: PathBuf,
     /// None where all text is the corpus's.
     written: Option<WrittenText>,
+    /// Batches in all.
+    batches: u64,
+    /// Whether there is room for them is known.
+    has_room: Cell<bool>,
 }
 
 impl StateCache {
@@ -46,12 +51,22 @@ impl StateCache {
         let written = WrittenText::new(&config.data, tokenizer, batch, seed, device);
         let rounds = config.data.batches > 0 && config.train.steps > config.data.batches;
         if !rounds && written.is_none() {
-            return Ok(Self { folder: None, root, written: None });
+            return Ok(Self {
+                folder: None,
+                root,
+                written: None,
+                batches: 0,
+                has_room: true.into(),
+            });
         }
         let folder = root.join(name(state)?);
         fs::create_dir_all(&folder)
             .map_err(|source| Error::Write { path: folder.clone(), source })?;
-        Ok(Self { folder: Some(folder), root, written })
+        let batches = match rounds {
+            true => config.data.batches,
+            false => config.train.steps,
+        };
+        Ok(Self { folder: Some(folder), root, written, batches, has_room: false.into() })
     }
 
     /// The tokens of batch `index` and the states of `model` for them. `corpus` reads the tokens of the
@@ -85,8 +100,33 @@ impl StateCache {
                 wanted = Some(kept);
             }
         }
+        self.find_room(folder, &path(folder, index))?;
         // A batch is of its own group.
         wanted.ok_or_else(|| Error::Torch(format!("batch {index} was not written")))
+    }
+
+    /// Says how much room all batches take, and refuses to go on where there is less: the first file
+    /// shows how large one is.
+    fn find_room(&self, folder: &Path, first: &Path) -> Result<(), Error> {
+        if self.has_room.replace(true) {
+            return Ok(());
+        }
+        let failed = |source| Error::Read { path: folder.to_owned(), source };
+        let size = fs::metadata(first).map_err(failed)?.len();
+        let kept = fs::read_dir(folder).map_err(failed)?.count() as u64;
+        let system = rustix::fs::statvfs(folder).map_err(|error| failed(error.into()))?;
+        let free = system.f_bavail.saturating_mul(system.f_frsize);
+        let needed = size.saturating_mul(self.batches.saturating_sub(kept));
+        if needed > free {
+            return Err(Error::Space { path: folder.to_owned(), needed, free });
+        }
+        tracing::info!(
+            "what the model makes of {} batches takes {:.1} GB in {} until the training ends",
+            self.batches,
+            (size * self.batches) as f64 / 1e9,
+            folder.display()
+        );
+        Ok(())
     }
 
     /// Removes the files: they take much room, and only this training has a use for them.
@@ -171,6 +211,26 @@ mod tests {
         let mut state = TrainingState::new(&config, corpus);
         state.trunk_sha256 = Some(trunk.to_owned());
         state
+    }
+
+    #[test]
+    fn batches_that_the_disk_has_no_room_for_are_refused_once_the_first_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = path(folder.path(), 0);
+        fs::write(&first, [0; 100]).unwrap();
+        let cache = |batches| StateCache {
+            folder: Some(folder.path().to_owned()),
+            root: folder.path().to_owned(),
+            written: None,
+            batches,
+            has_room: false.into(),
+        };
+        cache(1000).find_room(folder.path(), &first).unwrap();
+        let full = cache(u64::MAX / 200);
+        let error = full.find_room(folder.path(), &first).unwrap_err().to_string();
+        assert!(error.contains("MB") && error.contains("data.batches"), "{error}");
+        // It is asked for once.
+        full.find_room(folder.path(), &first).unwrap();
     }
 
     #[test]

@@ -142,7 +142,7 @@ fn small_model(kind: Kind) -> MultiTokenModel {
         ..Architecture::default()
     };
     let heads = HeadsConfig::new("block", 2);
-    let config = ModelConfig { architecture, heads, end_of_text: None };
+    let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
     MultiTokenModel::new(&config, kind, Device::Cpu, 5).unwrap()
 }
 

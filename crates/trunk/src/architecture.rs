@@ -152,8 +152,8 @@ impl Architecture {
     }
 
     /// The `config.json` of a `LlamaForCausalLM` with these sizes, or of a `Qwen2ForCausalLM` where
-    /// there is a bias.
-    pub fn to_llama_config(&self, end_of_text: Option<u32>) -> Map<String, Value> {
+    /// there is a bias. With what a text begins the tokenizer says.
+    pub fn to_llama_config(&self, end_of_text: &[u32]) -> Map<String, Value> {
         let config = json!({
             "architectures": [if self.qkv_bias { "Qwen2ForCausalLM" } else { "LlamaForCausalLM" }],
             "model_type": if self.qkv_bias { "qwen2" } else { "llama" },
@@ -172,8 +172,12 @@ impl Architecture {
             "attention_bias": self.qkv_bias,
             "mlp_bias": false,
             "tie_word_embeddings": self.tied,
-            "bos_token_id": end_of_text,
-            "eos_token_id": end_of_text,
+            "bos_token_id": Value::Null,
+            "eos_token_id": match end_of_text {
+                [] => Value::Null,
+                [one] => json!(one),
+                several => json!(several),
+            },
             "torch_dtype": "float32",
         });
         match config {
@@ -265,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_key_may_be_left_out_but_not_be_of_another_type() {
-        let whole = Architecture::default().to_llama_config(None);
+        let whole = Architecture::default().to_llama_config(&[]);
         let read = |config: &Map<String, Value>| {
             Architecture::from_llama_config(config, Path::new("config.json"))
         };

@@ -59,19 +59,30 @@ impl RopeScaling {
     pub(crate) fn from_factors(factors: &[f64], sizes: &Architecture) -> Option<Self> {
         let factor = factors.iter().copied().fold(1.0, f64::max);
         let plain = rotary_frequencies(sizes.head_width(), sizes.rope_theta);
-        let guess = Self::Llama3 {
-            factor,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_context: 8192.0,
-        };
-        let mut scaled = plain.clone();
-        guess.apply(&mut scaled);
-        let agree = plain.iter().zip(&scaled).zip(factors).all(|((plain, scaled), factor)| {
-            // The factors are in float32.
-            (plain / factor - scaled).abs() <= 1e-6 * scaled
-        });
-        agree.then_some(guess)
+        if factors.len() != plain.len() {
+            return None;
+        }
+        let published = (4.0, 8192.0);
+        let found = transition(factors, factor, &plain);
+        // What was written as a short number most likely was one.
+        let short = found.map(|(high, original)| ((high * 64.0).round() / 64.0, original.round()));
+        let mut guesses = [Some(published), short, found].into_iter().flatten();
+        let guess = guesses.find_map(|(high, original_context)| {
+            let guess = Self::Llama3 {
+                factor,
+                low_freq_factor: 1.0,
+                high_freq_factor: high,
+                original_context,
+            };
+            guess.validate().ok().map(|()| guess).filter(|guess| {
+                let mut scaled = plain.clone();
+                guess.apply(&mut scaled);
+                let mut all = plain.iter().zip(&scaled).zip(factors);
+                // The factors are in float32.
+                all.all(|((plain, scaled), by)| (plain / by - scaled).abs() <= 1e-6 * scaled)
+            })
+        })?;
+        Some(guess)
     }
 
     /// Reads it from a `config.json`, old style (`rope_scaling`) or new (`rope_parameters`).
@@ -148,9 +159,84 @@ impl RopeScaling {
     }
 }
 
+/// Where factors go over from 1 to `factor`: `high_freq_factor` and the original context of a scaling
+/// whose `low_freq_factor` is 1. (Scalings of which all three are in the same proportion are the same.)
+fn transition(factors: &[f64], factor: f64, plain: &[f64]) -> Option<(f64, f64)> {
+    // How much is kept of a frequency is linear in it, from 0 where a wave fits into the original
+    // context as often as `low_freq_factor` says to 1 at `high_freq_factor`.
+    let kept = |by: f64| (1.0 / by - 1.0 / factor) / (1.0 - 1.0 / factor);
+    let all = || plain.iter().copied().zip(factors.iter().map(|&by| kept(by)));
+    let mut between = all().filter(|&(_, kept)| (1e-6..1.0 - 1e-6).contains(&kept));
+    let found = match (between.next(), between.next_back()) {
+        (Some((fast, more)), Some((slow, less))) => {
+            let slope = (more - less) / (fast - slow);
+            let high = 1.0 - 1.0 / (more - slope * fast);
+            (high, slope * TAU * (high - 1.0))
+        }
+        (Some((only, kept)), None) => {
+            // Many are right: the published 4, unless that would change the frequencies beside it.
+            let faster = plain.iter().filter(|&&w| w > only).last().map(|w| w / only);
+            let slower = plain.iter().find(|&&w| w < only).map(|w| w / only);
+            let below =
+                faster.filter(|by| by * kept < 1.0).map(|by| (by - 1.0) / (1.0 - by * kept));
+            let above = slower.map(|by| (1.0 / by - 1.0) / kept);
+            let bound = below.into_iter().chain(above).fold(f64::INFINITY, f64::min);
+            let more = if bound < 3.0 { 0.9 * bound } else { 3.0 };
+            (1.0 + more, TAU * (1.0 + more * kept) / only)
+        }
+        (None, _) => {
+            let (fast, _) = all().filter(|&(_, kept)| kept > 0.5).last()?;
+            let (slow, _) = all().find(|&(_, kept)| kept < 0.5)?;
+            (fast / slow, TAU / slow)
+        }
+    };
+    Some(found).filter(|(high, original)| high.is_finite() && original.is_finite())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1024))]
+
+        #[test]
+        fn any_scaling_of_llama_3s_kind_is_found_in_its_factors(
+            factor in 1.5f64..64.0, low in 0.5f64..4.0, width in 1.1f64..16.0,
+            original in 16u32..65_536, pairs in 4usize..65, theta in 1e3f64..1e6,
+        ) {
+            let scaling = RopeScaling::Llama3 {
+                factor,
+                low_freq_factor: low,
+                high_freq_factor: low * width,
+                original_context: original.into(),
+            };
+            let sizes = Architecture {
+                dim: 2 * pairs,
+                attention_heads: 1,
+                kv_heads: 1,
+                rope_theta: theta,
+                ..Architecture::default()
+            };
+            let plain = rotary_frequencies(2 * pairs, theta);
+            let slowest = f64::from(original) * plain[pairs - 1] / TAU;
+            // Where no frequency is slow enough, nothing says by how much slow ones are divided.
+            prop_assume!(slowest < low);
+            let mut scaled = plain.clone();
+            scaling.apply(&mut scaled);
+            let factors: Vec<f64> =
+                plain.iter().zip(&scaled).map(|(w, s)| f64::from((w / s) as f32)).collect();
+            prop_assume!(factors[0] < 0.999 * factor);
+            let found = RopeScaling::from_factors(&factors, &sizes);
+            let found = found.ok_or_else(|| TestCaseError::fail(format!("{factors:?}")))?;
+            let mut again = plain;
+            found.apply(&mut again);
+            for (found, scaled) in again.iter().zip(&scaled) {
+                prop_assert!((found - scaled).abs() <= 2e-6 * scaled, "{found} {scaled}");
+            }
+        }
+    }
 
     /// Llama 3.1 8B's, by the piecewise formula of its own definition in wavelengths.
     #[test]
@@ -191,5 +277,10 @@ mod tests {
             plain.iter().zip(&scaled).map(|(w, s)| f64::from((w / s) as f32)).collect();
         assert_eq!(RopeScaling::from_factors(&factors, &sizes), Some(scaling));
         assert_eq!(RopeScaling::from_factors(&[1.0, 2.0, 3.0], &sizes), None);
+        let mut other = factors;
+        other[20] = 3.0;
+        assert_eq!(RopeScaling::from_factors(&other, &sizes), None);
+        other.fill(2.0);
+        assert_eq!(RopeScaling::from_factors(&other, &sizes), None);
     }
 }

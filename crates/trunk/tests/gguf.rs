@@ -194,13 +194,13 @@ fn what_is_missing_or_has_no_place_is_named() {
     }
     let mut renamed = tensors();
     renamed[4].0 = "blk.0.attn_kk.weight".into();
-    refused(&metadata(), &renamed, &["k_proj", "missing"]);
+    refused(&metadata(), &renamed, &["blk.0.attn_k.weight", "missing"]);
     let mut more = tensors();
     more.push(("blk.0.ffn_gate_inp.weight".into(), random(&[4, DIM])));
     refused(&metadata(), &more, &["blk.0.ffn_gate_inp.weight", "no place"]);
     let mut turned = tensors();
     turned[2 + 8].1 = random(&[FFN, DIM]);
-    refused(&metadata(), &turned, &["down_proj", "shape"]);
+    refused(&metadata(), &turned, &["ffn_down", "shape"]);
     for i in 0..5 {
         let mut fewer = metadata();
         let (key, _) = fewer.remove(i);
@@ -219,7 +219,7 @@ fn blocks_that_reach_over_rows_are_refused_where_rows_are_turned() {
     set_format(&mut bytes, "blk.0.attn_q.bias", 8);
     std::fs::write(&path, &bytes).unwrap();
     let error = read(&path).unwrap_err().to_string();
-    assert!(error.contains("q_proj.bias") && error.contains("blocks of 32"), "{error}");
+    assert!(error.contains("attn_q.bias") && error.contains("blocks of 32"), "{error}");
 }
 
 #[test]

@@ -8,14 +8,13 @@ use super::{Check, Plan};
 
 /// The most that a logit may differ by.
 pub(super) const MOST_DIFFERENCE: f64 = 2e-3;
-const PROMPTS: usize = 3;
 
 /// Holds `foretoken logits` against the peer's forward pass.
 pub(super) fn check(ours: &Ours<'_>, theirs: &mut Theirs, plan: &Plan) -> Result<Check> {
     let file = ours.file("logits.safetensors")?;
     let mut rows = Vec::new();
     let mut largest: f64 = 0.0;
-    for (index, prompt) in plan.some(PROMPTS) {
+    for (index, prompt) in plan.some(plan.prompts.len()) {
         ours.logits(prompt, &file)?;
         let request = json!({"do": "logits", "prompt": prompt, "file": text(&file)?});
         let answer = theirs.ask(&request)?;

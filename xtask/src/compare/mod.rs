@@ -6,6 +6,7 @@
 
 mod export_gguf;
 mod export_medusa;
+mod families;
 mod form;
 mod greedy;
 mod llama_cpp;
@@ -95,7 +96,7 @@ struct Check {
 type Measure = fn(&Ours<'_>, &mut Theirs, &Plan) -> Result<Check>;
 
 /// All of them, in the order in which they run, each with its key in the results.
-const CHECKS: [(&str, Measure); 9] = [
+const CHECKS: [(&str, Measure); 10] = [
     ("tokenizer", tokenizer::check),
     ("greedy", greedy::check),
     ("logits", logits::check),
@@ -105,6 +106,7 @@ const CHECKS: [(&str, Measure); 9] = [
     ("export_gguf", export_gguf::check),
     ("export_medusa", export_medusa::check),
     ("llama_cpp", llama_cpp::check),
+    ("families", families::check),
 ];
 
 /// Runs `cargo xtask compare`.

@@ -40,7 +40,8 @@ impl Message {
     }
 }
 
-/// A Jinja template that makes a prompt of a chat, rendered as `transformers` renders it.
+/// A Jinja template that makes a prompt of a chat, rendered as `transformers` renders one without
+/// tools. Of what today is a template is not told: one that asks has a date of its own.
 ///
 /// A template is a program that comes with a model. Its steps, its depth and what it writes are
 /// bounded; the memory of a single step is not, so that one that was made to do harm can still

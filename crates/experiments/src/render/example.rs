@@ -128,10 +128,11 @@ fn results() -> SpeedResults {
             draft_precision: "bfloat16".to_owned(),
         },
         machine: Machine { cpu: "an imagined processor".to_owned(), threads: 2, gpu: None },
-        compact: [(1, 1.0, 200.0), (2, 1.7, 240.0)]
-            .map(|(heads_used, tokens_per_forward, tokens_per_second)| CompactRow {
+        compact: [(1, false, 1.0, 200.0), (2, false, 1.7, 240.0), (4, true, 1.6, 235.0)]
+            .map(|(heads_used, adaptive, tokens_per_forward, tokens_per_second)| CompactRow {
                 model: "n4".to_owned(),
                 heads_used,
+                adaptive,
                 tokens_per_forward,
                 tokens_per_second,
                 speedup: tokens_per_second / 200.0,

@@ -45,11 +45,14 @@ pub(crate) fn headline(report: &Report) -> String {
     } else {
         format!("but {mismatches} of {outputs} outputs differ")
     };
+    // Where there are figures of weights in fewer bytes too, the ratio is of those in full.
+    let compact = SpeedResults::of(report).is_ok_and(|results| !results.compact.is_empty());
+    let weights = if compact { " with float32 weights" } else { "" };
     if row.speedup >= 1.05 {
-        format!("{:.2} times as fast as plain decoding, {same}", row.speedup)
+        format!("{:.2} times as fast as plain decoding{weights}, {same}", row.speedup)
     } else {
         format!(
-            "Drafting does not pay here: {:.2} times the speed of plain decoding, {same}",
+            "Drafting does not pay here: {:.2} times the speed of plain decoding{weights}, {same}",
             row.speedup
         )
     }
@@ -206,7 +209,9 @@ pub(crate) fn definitions(source: &Source) -> Vec<(String, String)> {
         ),
         (
             "Accepted",
-            "Share of forward passes in which all drafts up to a head's were accepted.".to_owned(),
+            "Share of forward passes in which all drafts up to a head's were accepted. Where a pass \
+             verifies alternatives beside the drafts, one that is right counts as its draft."
+                .to_owned(),
         ),
         (
             "Speed-up",
@@ -252,10 +257,18 @@ pub(crate) fn definitions(source: &Source) -> Vec<(String, String)> {
 
 /// What the table of compact weights is about.
 pub(crate) fn compact(source: &Source) -> String {
+    let adaptive = match source.results.compact.iter().any(|row| row.adaptive) {
+        true => {
+            " \"Up to\" so many heads is what it does by itself: it measures in its first steps \
+                 which drafts pay, and takes these."
+        }
+        false => "",
+    };
     format!(
         "The same with weights in as few bytes as have the same bits (the levels of a quantised model, \
-         numbers of 16 bits), which is how `foretoken generate` keeps them. A pass then reads a fraction \
-         of what it reads of {} weights, and there is less time left over in which to verify drafts:",
+         numbers of 16 bits), which is how `foretoken generate` keeps them.{adaptive} A pass then reads a \
+         fraction of what it reads of {} weights, and there is less time left over in which to verify \
+         drafts:",
         source.results.settings.precision
     )
 }

@@ -186,7 +186,10 @@ pub(crate) fn compact(source: &Source) -> Option<Table> {
             best: row.tokens_per_second >= fastest(&row.model),
             cells: vec![
                 label(model),
-                row.heads_used.to_string(),
+                match row.adaptive {
+                    true => format!("up to {}", row.heads_used),
+                    false => row.heads_used.to_string(),
+                },
                 format!("{:.2}", row.tokens_per_forward),
                 count(row.tokens_per_second.round() as u64),
                 format!("{:.2}×", row.speedup),

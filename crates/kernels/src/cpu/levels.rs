@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::f16;
 
+use super::dispatch::{Isa, Kernel};
 use super::pairs::PairSimd;
 use super::real::Real;
 use super::simd::{F32Portable, Simd};
@@ -121,7 +122,12 @@ impl Form {
 
     /// The words of all blocks of a matrix with rows of `inputs` weights, or `None` where a block's
     /// weights are no levels in this form.
-    pub(super) fn find_all<T: Real>(self, weights: &[T], inputs: usize) -> Option<Vec<u32>> {
+    pub(super) fn find_all<T: Real>(
+        self,
+        isa: Isa,
+        weights: &[T],
+        inputs: usize,
+    ) -> Option<Vec<u32>> {
         if !inputs.is_multiple_of(self.block) || !weights.len().is_multiple_of(self.block) {
             return None;
         }
@@ -129,19 +135,16 @@ impl Form {
         let failed = AtomicBool::new(false);
         let parts = weights.chunks(SEARCHED * self.block);
         for_each(parts.zip(words.chunks_mut(SEARCHED * self.words())), |(weights, words)| {
-            let mut numbers = [0.0; MOST_BLOCK];
-            let numbers = &mut numbers[..self.block];
-            for (block, words) in weights.chunks(self.block).zip(words.chunks_mut(self.words())) {
-                numbers.iter_mut().zip(block).for_each(|(x, w)| *x = w.to_f64() as f32);
-                if failed.load(Ordering::Relaxed) || !self.find(numbers, words) {
-                    return failed.store(true, Ordering::Relaxed);
-                }
+            let search = Search { form: self, weights, words };
+            if failed.load(Ordering::Relaxed) || !T::dispatch(isa, search) {
+                failed.store(true, Ordering::Relaxed);
             }
         });
         (!failed.into_inner()).then_some(words)
     }
 
     /// Writes a block's words, or returns false where it has none.
+    #[inline(always)]
     fn find(self, block: &[f32], words: &mut [u32]) -> bool {
         let (least, most) = block
             .iter()
@@ -187,6 +190,7 @@ impl Form {
 
     /// Writes the words of a block with this step and least, or returns false where a weight is no
     /// level of theirs.
+    #[inline(always)]
     fn fill(self, block: &[f32], step: f32, least: f32, words: &mut [u32]) -> bool {
         // Within this range, step · level + least is exact in float64, or least is too small for
         // the sum to be near the middle between two float32 numbers.
@@ -195,20 +199,56 @@ impl Form {
         }
         let per_step = if step == 0.0 { 0.0 } else { 1.0 / step };
         let most = ((1u32 << self.bits) - 1) as f32;
-        let mut levels = [0u8; MOST_BLOCK];
-        for (level, &w) in levels.iter_mut().zip(block) {
+        let nearest = |w: f32| {
             // Adding and taking away 2²³ rounds a number between 0 and that.
             let near = ((w - least) * per_step).clamp(0.0, most) + 8_388_608.0 - 8_388_608.0;
-            if weight(step, near.into(), least) != w {
-                return false;
-            }
-            *level = near as u8;
+            (near as i32 as u8, weight(step, near.into(), least) == w)
+        };
+        // Where the guess is wrong, one of the first weights mostly tells.
+        let (first, _) = block.split_at(4);
+        if !first.iter().all(|&w| nearest(w).1) {
+            return false;
+        }
+        let (mut levels, mut right) = ([0u8; MOST_BLOCK], true);
+        for (level, &w) in levels.iter_mut().zip(block) {
+            let (near, same) = nearest(w);
+            *level = near;
+            right &= same;
+        }
+        if !right {
+            return false;
         }
         self.set_ends(words, step, least);
         let levels = levels[..self.block].chunks(32 / self.bits);
         for (word, levels) in words[self.header()..].iter_mut().zip(levels) {
             let levels = levels.iter().enumerate();
             *word = levels.fold(0, |word, (n, &level)| word | u32::from(level) << (n * self.bits));
+        }
+        true
+    }
+}
+
+/// Some blocks whose words are looked for.
+struct Search<'w, T> {
+    form: Form,
+    weights: &'w [T],
+    words: &'w mut [u32],
+}
+
+impl<T: Real> Kernel<T> for Search<'_, T> {
+    /// Whether all have words.
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd<T = T>>(self, _s: S) -> bool {
+        let Self { form, weights, words } = self;
+        let mut numbers = [0.0; MOST_BLOCK];
+        let numbers = &mut numbers[..form.block];
+        for (block, words) in weights.chunks(form.block).zip(words.chunks_mut(form.words())) {
+            numbers.iter_mut().zip(block).for_each(|(x, w)| *x = w.to_f64() as f32);
+            if !form.find(numbers, words) {
+                return false;
+            }
         }
         true
     }
@@ -449,7 +489,7 @@ pub(super) mod tests {
             block in a_format().prop_flat_map(a_block),
         ) {
             let Quantised { form, weights } = block;
-            let found = form.find_all(&weights, 32);
+            let found = form.find_all(Isa::detect(), &weights, 32);
             let found = found.ok_or(TestCaseError::fail("not found"))?;
             let back: Vec<f32> =
                 found.chunks(form.words()).flat_map(|block| form.weights(block)).collect();
@@ -462,7 +502,7 @@ pub(super) mod tests {
         fn weights_that_are_no_levels_are_not_found(
             weights in prop::collection::vec(-1.0f32..1.0, 32), form in prop::sample::select(&FORMS),
         ) {
-            prop_assert!(form.find_all(&weights, 32).is_none());
+            prop_assert!(form.find_all(Isa::detect(), &weights, 32).is_none());
         }
     }
 
@@ -472,11 +512,11 @@ pub(super) mod tests {
             for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e38, 1.234_567e-30] {
                 let mut weights = [0.5f32; 32];
                 weights[7] = odd;
-                assert!(form.find_all(&weights, 32).is_none(), "{odd} in {form:?}");
+                assert!(form.find_all(Isa::detect(), &weights, 32).is_none(), "{odd} in {form:?}");
             }
-            assert!(form.find_all(&[0.0f32; 33], 33).is_none());
-            assert!(form.find_all(&[0.0f32; 33], 32).is_none());
-            assert!(form.find_all(&[0.0f32; 32], 32).is_some());
+            assert!(form.find_all(Isa::detect(), &[0.0f32; 33], 33).is_none());
+            assert!(form.find_all(Isa::detect(), &[0.0f32; 33], 32).is_none());
+            assert!(form.find_all(Isa::detect(), &[0.0f32; 32], 32).is_some());
             assert!(form.words() <= MOST_WORDS);
         }
     }

@@ -52,12 +52,18 @@ impl Kept {
 
 /// What `weight`, with rows of `inputs`, is kept as in `format`, and the words of its levels, row by
 /// row, where it is kept in these.
-fn smallest<T: Real>(weight: &[T], inputs: usize, format: WeightFormat) -> (Kept, Vec<u32>) {
+fn smallest<T: Real>(
+    isa: Isa,
+    weight: &[T],
+    inputs: usize,
+    format: WeightFormat,
+) -> (Kept, Vec<u32>) {
     if format == WeightFormat::Full || !T::HAS_COMPACT {
         return (Kept::Single, Vec::new());
     }
     let mut forms = FORMS.iter().enumerate();
-    let found = forms.find_map(|(form, layout)| Some((form, layout.find_all(weight, inputs)?)));
+    let found =
+        forms.find_map(|(form, layout)| Some((form, layout.find_all(isa, weight, inputs)?)));
     if let Some((form, words)) = found {
         return (Kept::Levels(form), words);
     }
@@ -155,7 +161,7 @@ impl<T: Real> PackedLinear<T> {
         format: WeightFormat,
         row_of: impl Fn(usize, usize) -> Option<usize> + Sync,
     ) -> Self {
-        let (kept, words) = smallest(weight, self.inputs, format);
+        let (kept, words) = smallest(self.isa, weight, self.inputs, format);
         self.kept = kept;
         let (depth, lanes, inputs) = (kept.depth(self.inputs), self.isa.lanes::<T>(), self.inputs);
         self.panels = Aligned::in_large_pages(self.vectors * lanes * depth);

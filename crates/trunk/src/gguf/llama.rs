@@ -178,7 +178,7 @@ impl GgufWeights {
     }
 
     fn tensor_error(&self, name: &str, problem: &str) -> Error {
-        Error::tensor(self.file.path(), name, problem)
+        Error::tensor(self.file.path(), &self.own_name(name), problem)
     }
 
     /// Writes all numbers of a tensor to `out`, rows in stock order.
@@ -205,6 +205,10 @@ impl WeightSource for GgufWeights {
 
     fn path(&self, _name: &str) -> PathBuf {
         self.file.path().to_owned()
+    }
+
+    fn own_name(&self, name: &str) -> String {
+        gguf_name(name).unwrap_or_else(|| name.to_owned())
     }
 
     fn numbers(&self) -> usize {

@@ -59,11 +59,63 @@ pub trait WeightSource {
     /// When there is no such tensor.
     fn shape(&self, name: &str) -> Result<Vec<i64>>;
 
+    /// What the file itself calls a tensor; what errors say.
+    fn own_name(&self, name: &str) -> String {
+        name.to_owned()
+    }
+
+    /// Looks whether all tensors of `parameters` are there and in their shapes, and no others but those
+    /// that `besides` says, before any is read.
+    ///
+    /// # Errors
+    /// Names the first that is missing, has another shape or no place in the model.
+    fn check(&self, parameters: &[Parameter], besides: &dyn Fn(&str) -> bool) -> Result<()> {
+        let names: BTreeSet<String> = self.names().into_iter().collect();
+        let mut known = BTreeSet::new();
+        for parameter in parameters {
+            for (name, view) in parameter.named()? {
+                if !names.contains(&name) {
+                    return Err(error(self, &name, MISSING));
+                }
+                check_shape(self, &name, &view)?;
+                known.insert(name);
+            }
+        }
+        refuse(self, names.difference(&known).filter(|name| !besides(name)))
+    }
+
     /// Fills `view`, which has the tensor's shape, converting the number format.
     ///
     /// # Errors
     /// When there is no such tensor or its number format is not supported.
     fn copy_to(&self, name: &str, view: &mut Tensor) -> Result<()>;
+}
+
+const MISSING: &str = "is missing";
+
+fn error<S: WeightSource + ?Sized>(source: &S, name: &str, problem: &str) -> Error {
+    Error::tensor(&source.path(name), &source.own_name(name), problem)
+}
+
+fn check_shape<S: WeightSource + ?Sized>(source: &S, name: &str, view: &Tensor) -> Result<()> {
+    let shape = source.shape(name)?;
+    if shape == view.size() {
+        return Ok(());
+    }
+    let problem = format!("expected the shape {:?}, found {shape:?}", view.size());
+    Err(error(source, name, &problem))
+}
+
+fn refuse<'n, S: WeightSource + ?Sized>(
+    source: &S,
+    mut superfluous: impl Iterator<Item = &'n String>,
+) -> Result<()> {
+    let Some(name) = superfluous.next() else { return Ok(()) };
+    let problem = format!(
+        "the model that its config describes has no place for it ({} such in all)",
+        1 + superfluous.count()
+    );
+    Err(error(source, name, &problem))
 }
 
 /// A source of which every tensor has to be used, and used once.
@@ -94,6 +146,14 @@ impl WeightReader {
     /// When the context is out of all proportion to the files.
     pub fn check_context(&self, sizes: &Architecture) -> Result<()> {
         self.source.check_context(sizes)
+    }
+
+    /// As [`WeightSource::check`], of what has not been taken or passed over.
+    ///
+    /// # Errors
+    /// Names the first that is missing, has another shape or no place in the model.
+    pub fn check(&self, parameters: &[Parameter], besides: impl Fn(&str) -> bool) -> Result<()> {
+        self.source.check(parameters, &|name| besides(name) || !self.has(name))
     }
 
     /// Whether a tensor is there and was not taken.
@@ -131,7 +191,7 @@ impl WeightReader {
     /// When the tensor is missing, was taken before, or its shape differs.
     pub fn fill_view(&mut self, name: &str, view: &mut Tensor) -> Result<()> {
         if !self.left.remove(name) {
-            return Err(Error::tensor(&self.source.path(name), name, "is missing"));
+            return Err(error(self.source.as_ref(), name, MISSING));
         }
         self.copy_to(name, view)
     }
@@ -141,11 +201,7 @@ impl WeightReader {
     /// # Errors
     /// When there is no such tensor, or its shape differs.
     pub fn copy_to(&self, name: &str, view: &mut Tensor) -> Result<()> {
-        let shape = self.source.shape(name)?;
-        if shape != view.size() {
-            let problem = format!("expected the shape {:?}, found {shape:?}", view.size());
-            return Err(Error::tensor(&self.source.path(name), name, problem));
-        }
+        check_shape(self.source.as_ref(), name, view)?;
         self.source.copy_to(name, view)
     }
 
@@ -159,15 +215,6 @@ impl WeightReader {
     /// # Errors
     /// Names a tensor that the model has no place for.
     pub fn check_all_taken(&self) -> Result<()> {
-        match self.left.first() {
-            None => Ok(()),
-            Some(name) => {
-                let problem = format!(
-                    "the model that its config describes has no place for it ({} such in all)",
-                    self.left.len()
-                );
-                Err(Error::tensor(&self.source.path(name), name, problem))
-            }
-        }
+        refuse(self.source.as_ref(), self.left.iter())
     }
 }
