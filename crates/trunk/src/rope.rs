@@ -175,7 +175,7 @@ fn transition(factors: &[f64], factor: f64, plain: &[f64]) -> Option<(f64, f64)>
         }
         (Some((only, kept)), None) => {
             // Many are right: the published 4, unless that would change the frequencies beside it.
-            let faster = plain.iter().filter(|&&w| w > only).last().map(|w| w / only);
+            let faster = plain.iter().rfind(|&&w| w > only).map(|w| w / only);
             let slower = plain.iter().find(|&&w| w < only).map(|w| w / only);
             let below =
                 faster.filter(|by| by * kept < 1.0).map(|by| (by - 1.0) / (1.0 - by * kept));
@@ -185,7 +185,7 @@ fn transition(factors: &[f64], factor: f64, plain: &[f64]) -> Option<(f64, f64)>
             (1.0 + more, TAU * (1.0 + more * kept) / only)
         }
         (None, _) => {
-            let (fast, _) = all().filter(|&(_, kept)| kept > 0.5).last()?;
+            let (fast, _) = all().rfind(|&(_, kept)| kept > 0.5)?;
             let (slow, _) = all().find(|&(_, kept)| kept < 0.5)?;
             (fast / slow, TAU / slow)
         }
