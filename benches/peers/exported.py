@@ -12,7 +12,7 @@ from torch.nn.functional import linear, silu
 # Keys of a GGUF file's tokenizer that a copy has to repeat.
 TOKENIZER = [
     "tokenizer.chat_template", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id",
-    "tokenizer.ggml.eos_token_id", "tokenizer.ggml.merges", "tokenizer.ggml.model",
+    "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.merges", "tokenizer.ggml.model",
     "tokenizer.ggml.token_type", "tokenizer.ggml.tokens",
 ]
 

@@ -210,7 +210,7 @@ def held_back(request):
 
 
 class Model:
-    """A model in a GGUF file, dequantised, or in a folder, as it is."""
+    """A model in a GGUF file, dequantised, or in a folder, as it is or in float32."""
 
     def __init__(self, path, float32=False):
         place, options = os.path.abspath(path), {"dtype": torch.float32} if float32 else {}
@@ -276,10 +276,11 @@ class Model:
 
 
 class Peer:
-    """The model that it was started with and, while one is open, another form of the same."""
+    """The model that it was started with and, while one is open, another form of the same or one
+    that `make` made."""
 
     def __init__(self, path):
-        self.path, self.first, self.other = path, Model(path), None
+        self.path, self.first, self.other, self.is_made = path, Model(path), None, False
 
     @property
     def model(self):
@@ -304,14 +305,15 @@ class Peer:
         answer = {"tokens": len(ids), "largest_difference": None, "to_first": None}
         if stored["tokens"].tolist() == ids and stored["logits"][0].shape == logits.shape:
             answer["largest_difference"] = (stored["logits"][0] - logits).abs().max().item()
-        if self.other and self.first.encode(request["prompt"]) == ids:
+        form = self.other and not self.is_made
+        if form and self.first.encode(request["prompt"]) == ids:
             answer["to_first"] = (self.first.logits(ids) - logits).abs().max().item()
         return answer
 
     def open(self, request):
-        made = request.get("made", False)
-        self.other = Model(request["path"], float32=made)
-        if made:
+        self.is_made = request.get("made", False)
+        self.other = Model(request["path"], float32=self.is_made)
+        if self.is_made:
             # For some families transformers takes a cutting of their own, whatever the folder says.
             self.other.tokenizer = self.first.tokenizer
         first, other = self.first.model, self.other.model

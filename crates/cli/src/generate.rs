@@ -112,10 +112,11 @@ fn options(
     }
     let mut end_of_text = config.end_of_text.clone();
     end_of_text.extend(reader.tokenizer.end_of_text());
-    if let (Decoding::Autoregressive, Some(alternatives)) = (decoding, arguments.alternatives) {
+    let drafts = heads > 1 && decoding != Decoding::Autoregressive;
+    if let Some(alternatives) = arguments.alternatives.filter(|_| !drafts) {
         return usage(format!(
-            "--alternatives {alternatives}: autoregressive decoding drafts nothing that there could be \
-             alternatives to; leave one of the two out"
+            "--alternatives {alternatives}: nothing is drafted that there could be alternatives to, with one \
+             head, a temperature or autoregressive decoding"
         ));
     }
     Ok(GenerateOptions {

@@ -93,9 +93,11 @@ fn heads_draft_for_a_model_in_other_numbers_and_nothing_else() {
     let generate = ["generate", "--model", "half.gguf", "--prompt", "def f1", "--json"];
     let more = ["--max-new-tokens", "20"];
     let plain = json(&place.run(&[&generate[..], &more].concat()));
-    let drafted = place.run(&[&generate[..], &more, &with_heads].concat());
+    let forced = ["--decoding", "speculative"];
+    let drafted = place.run(&[&generate[..], &more, &with_heads, &forced].concat());
     assert!(error_text(&drafted).contains("trained on another model"), "{}", error_text(&drafted));
     assert_eq!(json(&drafted)["tokens"], plain["tokens"]);
+    assert!(json(&drafted)["acceptance"].as_array().is_some_and(|heads| heads.len() == 3));
     let import = ["import", "--model", "half.gguf", "--out", "joined"];
     let refused = place.run(&[&import[..], &with_heads].concat());
     assert_refused(&refused, 1, &["another model", "train heads"]);

@@ -181,7 +181,7 @@ fn held_out_text(
 }
 
 /// Alternatives to drafts that adaptive decoding may take: as many as `foretoken generate` offers.
-const ADAPTIVE_ALTERNATIVES: usize = 4;
+pub(crate) const ADAPTIVE_ALTERNATIVES: usize = 4;
 
 /// What decoding every prompt in every way came to.
 struct Decoded {
@@ -239,7 +239,8 @@ impl<'m> Ways<'m> {
         let options = options(self.each[way], plan.new_tokens);
         let run = generate(&mut self.decoder, prompt, &options)?;
         self.times[way].add(&run);
-        // Of the first repeat: the others write the same.
+        // Of the first repeat: the others write the same. (Adaptive decoding in fewer passes, once it
+        // has learned; its figure is with what it learns by.)
         if self.times[way].is_first() {
             self.outputs[way].push(run);
         }
@@ -281,8 +282,10 @@ fn decode(
     let mut all = vec![Ways::new(model, full, Way::of_each(heads, plan.alternatives))?];
     if let Some(compact) = plan.compact.as_ref().filter(|_| model.device() == Device::Cpu) {
         let mut ways = Way::of_each(heads, compact.alternatives);
-        let alternatives = ADAPTIVE_ALTERNATIVES;
-        ways.push(Way { heads_used: heads, adaptive: true, alternatives });
+        if heads > 1 {
+            let alternatives = ADAPTIVE_ALTERNATIVES;
+            ways.push(Way { heads_used: heads, adaptive: true, alternatives });
+        }
         all.push(Ways::new(model, WeightStorage::Compact, ways)?);
     }
     let compact = all.len() > 1;

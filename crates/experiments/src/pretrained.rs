@@ -15,7 +15,7 @@ use crate::files::{cache, cached, file_sha256, fingerprint};
 use crate::grown::Grown;
 use crate::kept::{Kept, Record};
 use crate::machine::{device_name, machine};
-use crate::measure::{Measured, Texts, check, measure};
+use crate::measure::{ADAPTIVE_ALTERNATIVES, Measured, Texts, check, measure};
 use crate::problems::prompts;
 use crate::recipe::precision;
 use crate::report::{Report, Versions, command};
@@ -338,7 +338,11 @@ impl<'r> Run<'r> {
         let plan = &self.recipe.decoding;
         if plan.alternatives > 0 {
             let with_compact = match &plan.compact {
-                Some(compact) => format!(" ({} with compact weights)", compact.alternatives),
+                Some(compact) => format!(
+                    " ({} with compact weights, as many as pay of {ADAPTIVE_ALTERNATIVES} where as many \
+                     drafts are)",
+                    compact.alternatives
+                ),
                 None => String::new(),
             };
             notes.push(format!(

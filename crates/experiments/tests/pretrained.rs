@@ -166,7 +166,9 @@ fn check(report: &Report) {
     assert_eq!(ways, [(1, false), (2, false), (3, false), (3, true)]);
     assert!(compact.iter().all(|row| (row.mismatches, row.near_ties) == (0, 0)), "{compact:?}");
     let page = render(report).unwrap().markdown;
-    assert!(page.contains("over k = 1 in float32") && page.contains("(1 with compact weights)"));
+    assert!(
+        page.contains("over k = 1 in float32") && page.contains("(1 with compact weights, as many")
+    );
     assert!(page.contains("| up to 3 |"), "{page}");
     assert!(page.contains("A published model of 3 layers") && page.contains("4 alternatives"));
 }

@@ -1,6 +1,6 @@
 //! The stock part of a model as a GGUF file, which llama.cpp reads.
 
-use crate::files::named;
+use crate::files::{GGUF_ENDS, add_ends, named};
 use crate::{Error, MultiTokenModel, Result};
 use foretoken_data::{Tokenizer, Vocabulary};
 use foretoken_kernels::rotary_frequencies;
@@ -30,7 +30,8 @@ impl MultiTokenModel {
     ///
     /// Our reader gives a model of the same sizes back, but for those that GGUF has in float32
     /// only: the norms' epsilon, the base of the rotary frequencies and their scaling. Llama 3's
-    /// scaling is stored as factors, which our reader knows with the published constants.
+    /// scaling is stored as factors, of which our reader makes one that gives the same frequencies.
+    /// Of more than three tokens that end a text it has the first three.
     ///
     /// # Errors
     /// When the tokenizer or the rotary scaling cannot be described, a number is too large for
@@ -54,7 +55,8 @@ impl MultiTokenModel {
         }
         vocabulary.pad_to(rows);
         let known = self.config.end_of_text.iter().copied().filter(|&id| (id as usize) < rows);
-        let ends: Vec<u32> = vocabulary.eos.into_iter().chain(known).collect();
+        let mut ends = Vec::from_iter(vocabulary.eos);
+        add_ends(&mut ends, known);
         let mut metadata = vec![
             ("general.architecture".to_owned(), GgufValue::Text(family.to_owned())),
             ("general.name".to_owned(), GgufValue::Text(name.to_owned())),
@@ -137,10 +139,8 @@ fn sizes_metadata(family: &str, sizes: &Architecture, blocks: usize) -> Metadata
     all.into_iter().map(|(key, value)| (format!("{family}.{key}"), value)).collect()
 }
 
-/// `ends`: the tokenizer's end of text first, then all others.
+/// `ends`: the tokens that end a text, the tokenizer's first; GGUF has a place for three.
 fn tokenizer_metadata(vocabulary: Vocabulary, ends: &[u32]) -> Metadata {
-    let end = ends.first().copied();
-    let end_of_turn = ends.iter().copied().find(|&id| Some(id) != end);
     let entries = [
         ("model", Some(GgufValue::Text(vocabulary.model))),
         ("pre", vocabulary.pre.map(GgufValue::Text)),
@@ -150,14 +150,13 @@ fn tokenizer_metadata(vocabulary: Vocabulary, ends: &[u32]) -> Metadata {
         // llama.cpp asks for the key even where nothing is merged.
         ("merges", Some(GgufValue::Texts(vocabulary.merges))),
         ("bos_token_id", vocabulary.bos.map(GgufValue::Unsigned)),
-        ("eos_token_id", end.map(GgufValue::Unsigned)),
-        ("eot_token_id", end_of_turn.map(GgufValue::Unsigned)),
         ("unknown_token_id", vocabulary.unknown.map(GgufValue::Unsigned)),
         ("add_bos_token", vocabulary.add_bos.map(GgufValue::Flag)),
         ("add_eos_token", vocabulary.add_eos.map(GgufValue::Flag)),
         ("add_space_prefix", vocabulary.add_space_prefix.map(GgufValue::Flag)),
     ];
-    let entries = entries.into_iter().filter_map(|(key, value)| Some((key, value?)));
+    let ends = GGUF_ENDS.into_iter().zip(ends).map(|(key, &id)| (key, GgufValue::Unsigned(id)));
+    let entries = entries.into_iter().filter_map(|(key, value)| Some((key, value?))).chain(ends);
     let mut all: Metadata =
         entries.map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).collect();
     let template = vocabulary.chat_template.map(GgufValue::Text);

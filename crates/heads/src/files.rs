@@ -191,7 +191,8 @@ fn parse(text: &str, path: &Path) -> Result<Map<String, Value>> {
         .map_err(|error| TrunkError::format(path, format!("not a JSON object: {error}")))?)
 }
 
-fn add_ends(all: &mut Vec<u32>, more: impl IntoIterator<Item = u32>) {
+/// Adds the tokens that are not there yet.
+pub(crate) fn add_ends(all: &mut Vec<u32>, more: impl IntoIterator<Item = u32>) {
     for id in more {
         if !all.contains(&id) {
             all.push(id);

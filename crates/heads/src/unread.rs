@@ -284,9 +284,13 @@ impl Reading {
         }
         if let Some(fingerprint) = self.fingerprint.take() {
             let found = fingerprint.finish()?;
-            match (file.other_trunk(&found), self.other_trunk.take()) {
-                (Some(problem), Some(tell)) => tell(&problem),
-                _ => file.check_trunk(&found)?,
+            match self.other_trunk.take() {
+                None => file.check_trunk(&found)?,
+                Some(tell) => {
+                    if let Some(problem) = file.other_trunk(&found) {
+                        tell(&problem);
+                    }
+                }
             }
         }
         self.beyond = Some(file.into_reader());

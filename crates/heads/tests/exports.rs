@@ -95,6 +95,21 @@ fn a_gguf_file_gives_back_sizes_and_bits() {
 }
 
 #[test]
+fn a_gguf_file_gives_back_three_tokens_that_end_a_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    for (ends, read) in
+        [(vec![], vec![256]), (vec![3, 256], vec![256, 3]), (vec![7, 3, 9], vec![256, 7, 3])]
+    {
+        let config = ModelConfig { end_of_text: ends, ..model(sizes(3), 1).config().clone() };
+        let saved = MultiTokenModel::new(&config, Kind::Float, Device::Cpu, 1).unwrap();
+        export(&saved, &path);
+        assert_eq!(open(&path).config().end_of_text, read);
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
 fn a_gguf_file_gives_back_the_tokenizer() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");

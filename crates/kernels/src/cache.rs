@@ -96,8 +96,8 @@ const FIRST_ROOM: i64 = 1024;
 
 /// A key–value cache of one attention layer, for at most `capacity` positions.
 ///
-/// It takes memory for a few positions and for twice as many whenever these are full: a model made for
-/// long texts does not pay for them with every short one. Keys are stored after the rotary turn.
+/// It takes memory for a thousand positions, and for twice as many whenever these are full: a model
+/// made for long texts does not pay for them with every short one. Keys are stored after the rotary turn.
 /// [`KvCache::truncate`] takes back positions that a
 /// rejected draft wrote: it only moves the end, the next append overwrites.
 #[derive(Debug)]
@@ -239,6 +239,8 @@ mod tests {
             values = Tensor::cat(&[&values, &new_values], 2);
             let (held_keys, held_values) = cache.append(&new_keys, &new_values).unwrap();
             assert_eq!((held_keys, held_values), (keys.shallow_clone(), values.shallow_clone()));
+            // It takes no more than twice what it needs.
+            assert!(cache.keys.size()[2] < (2 * keys.size()[2]).max(FIRST_ROOM + 1));
         }
         assert_eq!((cache.len(), cache.capacity()), (capacity, capacity));
         assert!(cache.append(&rows(1), &rows(1)).is_err());

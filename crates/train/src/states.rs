@@ -108,7 +108,7 @@ impl StateCache {
     /// Says how much room all batches take, and refuses to go on where there is less: the first file
     /// shows how large one is.
     fn find_room(&self, folder: &Path, first: &Path) -> Result<(), Error> {
-        if self.has_room.replace(true) {
+        if self.has_room.get() {
             return Ok(());
         }
         let failed = |source| Error::Read { path: folder.to_owned(), source };
@@ -120,10 +120,11 @@ impl StateCache {
         if needed > free {
             return Err(Error::Space { path: folder.to_owned(), needed, free });
         }
+        self.has_room.set(true);
         tracing::info!(
             "what the model makes of {} batches takes {:.1} GB in {} until the training ends",
             self.batches,
-            (size * self.batches) as f64 / 1e9,
+            size.saturating_mul(self.batches) as f64 / 1e9,
             folder.display()
         );
         Ok(())
@@ -229,8 +230,7 @@ mod tests {
         let full = cache(u64::MAX / 200);
         let error = full.find_room(folder.path(), &first).unwrap_err().to_string();
         assert!(error.contains("MB") && error.contains("data.batches"), "{error}");
-        // It is asked for once.
-        full.find_room(folder.path(), &first).unwrap();
+        assert!(full.find_room(folder.path(), &first).is_err());
     }
 
     #[test]

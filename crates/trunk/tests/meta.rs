@@ -207,7 +207,7 @@ fn what_is_missing_or_has_no_place_is_named_as_the_file_calls_it() {
     read(Folder::new(&params(), &file(&with_rotary)).path()).unwrap();
     let mut turned = tensors();
     turned[5].1 = random(&[FFN, DIM], Kind::Float);
-    expect(&Folder::new(&params(), &file(&turned)).refused(), &["down_proj", "shape"]);
+    expect(&Folder::new(&params(), &file(&turned)).refused(), &["feed_forward.w2", "shape"]);
 }
 
 #[test]

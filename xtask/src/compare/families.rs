@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::form::with_problems;
+use super::form::{with_problems, words};
 use super::logits::MOST_DIFFERENCE;
 use super::sides::{Ours, Theirs, text};
 use super::{Check, Plan};
@@ -25,7 +25,10 @@ pub(super) fn check(ours: &Ours<'_>, theirs: &mut Theirs, plan: &Plan) -> Result
         let folder = scratch.join(family);
         let path = text(&folder)?.to_owned();
         let made = theirs.ask(&json!({"do": "make", "family": family, "path": path}))?;
-        theirs.ask(&json!({"do": "open", "path": path, "made": true}))?;
+        let opened = theirs.ask(&json!({"do": "open", "path": path, "made": true}))?;
+        // That it is of another class than the first model is as it should be.
+        let amiss = words(&opened["problems"])?.into_iter().filter(|it| !it.starts_with("a "));
+        problems.extend(amiss.map(|problem| format!("{family}: transformers: {problem}")));
         let form = Ours { model: &folder, ..*ours };
         let file = ours.file("of-family.safetensors")?;
         let mut rows = Vec::new();

@@ -14,7 +14,7 @@ pub(super) fn check(ours: &Ours<'_>, theirs: &mut Theirs, plan: &Plan) -> Result
     let file = ours.file("logits.safetensors")?;
     let mut rows = Vec::new();
     let mut largest: f64 = 0.0;
-    for (index, prompt) in plan.some(plan.prompts.len()) {
+    for (index, prompt) in plan.prompts.iter().enumerate() {
         ours.logits(prompt, &file)?;
         let request = json!({"do": "logits", "prompt": prompt, "file": text(&file)?});
         let answer = theirs.ask(&request)?;

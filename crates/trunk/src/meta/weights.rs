@@ -106,7 +106,7 @@ impl MetaWeights {
     }
 
     fn error(&self, name: &str, problem: &str) -> Error {
-        Error::tensor(self.archive.path(), name, problem)
+        Error::tensor(self.archive.path(), &self.own_name(name), problem)
     }
 
     /// Hands the tensor as it lies in the file, rows as they are, to `use_it`.
@@ -126,6 +126,10 @@ impl WeightSource for MetaWeights {
 
     fn path(&self, _name: &str) -> PathBuf {
         self.archive.path().to_owned()
+    }
+
+    fn own_name(&self, name: &str) -> String {
+        self.tensors.get(name).map_or_else(|| name.to_owned(), |stored| stored.place.own())
     }
 
     fn numbers(&self) -> usize {
