@@ -470,6 +470,6 @@ mod tests {
                 }
             }
         }
-        assert_eq!(found, 15, "commands that were found, of those that are there");
+        assert_eq!(found, 14, "commands that were found, of those that are there");
     }
 }
