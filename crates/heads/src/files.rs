@@ -174,20 +174,18 @@ fn open_stock(folder: &Path) -> Result<WeightReader> {
 /// Reads the `config.json` of a model folder.
 fn read_config(folder: &Path) -> Result<ModelConfig> {
     let path = folder.join(CONFIG);
-    let text = std::fs::read_to_string(&path).map_err(|source| TrunkError::io(&path, source))?;
-    let mut config = ModelConfig::from_json(&parse(&text, &path)?, &path)?;
+    let mut config = ModelConfig::from_json(&read_object(&path)?, &path)?;
     // What ends a turn of a chat may stand there alone.
     let path = folder.join(GENERATION);
     if path.exists() {
-        let text =
-            std::fs::read_to_string(&path).map_err(|source| TrunkError::io(&path, source))?;
-        add_ends(&mut config.end_of_text, ends_of_text(&parse(&text, &path)?));
+        add_ends(&mut config.end_of_text, ends_of_text(&read_object(&path)?));
     }
     Ok(config)
 }
 
-fn parse(text: &str, path: &Path) -> Result<Map<String, Value>> {
-    Ok(serde_json::from_str(text)
+fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    let text = std::fs::read_to_string(path).map_err(|source| TrunkError::io(path, source))?;
+    Ok(serde_json::from_str(&text)
         .map_err(|error| TrunkError::format(path, format!("not a JSON object: {error}")))?)
 }
 

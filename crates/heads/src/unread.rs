@@ -180,11 +180,13 @@ impl UnreadModel {
     fn begin(self) -> Result<(MultiTokenModel, Reading)> {
         let Self { mut outline, mut stock, heads, other_trunk } = self;
         let Architecture { vocab, tied, .. } = outline.config.architecture;
-        let mut expected = outline.stock_parameters();
-        match &heads {
-            Some(file) => file.check(&outline.head_parameters())?,
-            None => expected.extend(outline.head_parameters()),
-        }
+        let expected = match &heads {
+            None => outline.parameters(),
+            Some(file) => {
+                file.check(&outline.head_parameters())?;
+                outline.stock_parameters()
+            }
+        };
         stock.check(&expected, |name| tied && name == UNEMBEDDING)?;
         let tokens = heads.as_ref().map(|file| file.draft_tokens(vocab)).transpose()?;
         let embedding = outline.trunk.part_parameters(TrunkPart::Embedding);
@@ -219,9 +221,9 @@ struct Reading {
     stock: WeightReader,
     /// The heads' own file, until the stock part is read.
     file: Option<HeadsFile>,
-    other_trunk: Option<Tell>,
     /// And from then on.
     beyond: Option<WeightReader>,
+    other_trunk: Option<Tell>,
     /// Of the stock part, where the heads say of which model's they are.
     fingerprint: Option<Fingerprint>,
     norm: Tensor,
