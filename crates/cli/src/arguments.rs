@@ -89,7 +89,7 @@ pub(crate) struct TrainArguments {
     /// The folder of the corpus' token shards, so that runs share them [default: OUT/shards]
     #[arg(long, value_name = "DIR")]
     pub(crate) shards: Option<PathBuf>,
-    /// Save and stop, as Ctrl-C does, after so many seconds
+    /// Save and stop, as Ctrl-C does, after so many seconds of steps; set-up does not count
     #[arg(long, value_name = "SECONDS")]
     pub(crate) max_seconds: Option<f64>,
     /// Write event files for TensorBoard into OUT/tensorboard, too

@@ -31,7 +31,7 @@ fn gguf(arguments: &ExportArguments) -> anyhow::Result<()> {
     let out = &arguments.out;
     let free = !out.exists() && !out.is_symlink();
     ensure!(free, "--out {}: there is something already; name a new file", out.display());
-    let (model, reader) = Opened::new(&arguments.model, Device::Cpu)?.read()?;
+    let (model, reader) = Opened::new(&arguments.model, None, Device::Cpu)?.read()?;
     let (numbers, in_words) = match arguments.float16 {
         false => (GgufNumbers::Float32, "float32"),
         true => (GgufNumbers::Float16, "float16"),
@@ -64,11 +64,8 @@ fn medusa(arguments: &ExportArguments) -> anyhow::Result<()> {
     }
     let out = &arguments.out;
     let folder = NewFolder::at(out).context("--out")?;
-    let mut opened = Opened::new(&arguments.model, Device::Cpu)?;
-    if let Some(heads) = &arguments.with_heads {
-        opened = opened.with_heads(heads)?;
-    }
-    let (model, _) = opened.read()?;
+    let heads = arguments.with_heads.as_deref();
+    let (model, _) = Opened::new(&arguments.model, heads, Device::Cpu)?.read()?;
     folder.fill(|folder| model.export_medusa(folder)).context("cannot write the Medusa heads")?;
     let heads = model.heads().len() - 1;
     let vocab = model.config().architecture.vocab;

@@ -21,9 +21,6 @@ use crate::output::Output;
 use crate::prompts::{self, Prompt};
 use crate::stop::StopTexts;
 
-/// Alternatives to drafts, where nothing is said.
-const ALTERNATIVES: u8 = 4;
-
 pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
     refuse(arguments)?;
     set_threads(arguments.threads)?;
@@ -33,16 +30,14 @@ pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
             vec![Prompt { id: Value::from(0), prompt: prompt.clone().unwrap_or_default() }]
         }
     };
-    let mut opened = Opened::new(&arguments.model, device(arguments.device)?)?;
-    if let Some(heads) = &arguments.with_heads {
-        opened = opened.with_heads(heads)?;
-        let name = heads.display().to_string();
-        opened.model = opened.model.tolerate_other_trunks(move |problem| {
-            tracing::warn!(
-                "{name}: {problem}; the text stays the model's own, but drafts may be wrong more often"
-            );
-        });
-    }
+    let heads = arguments.with_heads.as_deref();
+    let mut opened = Opened::new(&arguments.model, heads, device(arguments.device)?)?;
+    let name = heads.unwrap_or(&arguments.model).display().to_string();
+    opened.model = opened.model.tolerate_other_trunks(move |problem| {
+        tracing::warn!(
+            "{name}: {problem}; the text stays the model's own, but drafts may be wrong more often"
+        );
+    });
     if arguments.chat {
         opened = opened.with_chat(&arguments.model)?;
     }
@@ -124,7 +119,9 @@ fn options(
         decoding,
         end_of_text,
         sampling,
-        alternatives: usize::from(arguments.alternatives.unwrap_or(ALTERNATIVES)),
+        alternatives: arguments
+            .alternatives
+            .map_or(GenerateOptions::USUAL_ALTERNATIVES, usize::from),
         record_gaps: false,
     })
 }

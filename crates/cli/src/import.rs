@@ -14,10 +14,7 @@ use crate::output::Output;
 pub(crate) fn run(arguments: &ImportArguments) -> anyhow::Result<ExitCode> {
     let out = &arguments.out;
     let folder = NewFolder::at(out).context("--out")?;
-    let mut opened = Opened::new(&arguments.model, Device::Cpu)?;
-    if let Some(heads) = &arguments.with_heads {
-        opened = opened.with_heads(heads)?;
-    }
+    let opened = Opened::new(&arguments.model, arguments.with_heads.as_deref(), Device::Cpu)?;
     let (model, reader) = opened.read()?;
     folder
         .fill(|folder| {

@@ -17,10 +17,7 @@ pub(crate) fn run(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
     // A device or a link would be replaced, not written to.
     let replaceable = !out.exists() || (out.is_file() && !out.is_symlink());
     ensure!(replaceable, "--out {}: this is not a plain file", out.display());
-    let mut opened = Opened::new(&arguments.model, Device::Cpu)?;
-    if let Some(heads) = &arguments.with_heads {
-        opened = opened.with_heads(heads)?;
-    }
+    let opened = Opened::new(&arguments.model, arguments.with_heads.as_deref(), Device::Cpu)?;
     let (model, reader) = opened.read()?;
     let tokens = reader.encode(&arguments.prompt)?;
     let (tokens, logits) = tch::no_grad(|| tensors(&model, &tokens))?;

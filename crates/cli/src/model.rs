@@ -22,18 +22,20 @@ pub(crate) struct PromptReader {
 }
 
 impl Opened {
-    /// Opens the folder or GGUF file `path` in float32.
-    pub(crate) fn new(path: &Path, device: Device) -> anyhow::Result<Self> {
+    /// Opens the folder or GGUF file `path` in float32, with the heads in `heads` in place of its own.
+    pub(crate) fn new(path: &Path, heads: Option<&Path>, device: Device) -> anyhow::Result<Self> {
         ensure!(path.exists(), "--model {}: there is no such folder or file", path.display());
         let source = ModelSource::open(path).context("cannot open the model")?;
+        let registry = Registry::stock();
+        let model = match heads {
+            None => source.unread(Kind::Float, device).context("cannot open the model")?,
+            Some(heads) => source
+                .unread_stock(&registry, Kind::Float, device)
+                .context("cannot open the model")?
+                .with_heads(heads, &registry)
+                .context("cannot join the heads")?,
+        };
         let tokenizer = source.tokenizer().context("cannot open the model's tokenizer")?;
-        let model = source.unread(Kind::Float, device).context("cannot open the model")?;
-        let (ids, rows) = (tokenizer.vocab_size(), model.config().architecture.vocab);
-        ensure!(
-            ids <= rows,
-            "{}: the tokenizer has {ids} tokens, but the model only {rows}: it is not the model's own",
-            path.display()
-        );
         let context = model.config().architecture.context;
         Ok(Self { model, reader: PromptReader { tokenizer, context, chat: None } })
     }
@@ -41,13 +43,6 @@ impl Opened {
     /// Reads the model.
     pub(crate) fn read(self) -> anyhow::Result<(MultiTokenModel, PromptReader)> {
         Ok((self.model.read().context("cannot read the model")?, self.reader))
-    }
-
-    /// Puts the heads in `path` on the model, in place of its own.
-    pub(crate) fn with_heads(self, path: &Path) -> anyhow::Result<Self> {
-        let model =
-            self.model.with_heads(path, &Registry::stock()).context("cannot join the heads")?;
-        Ok(Self { model, ..self })
     }
 
     /// From now on prompts are what a user says to the model.

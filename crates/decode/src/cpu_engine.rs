@@ -8,7 +8,7 @@ use tch::Kind;
 
 use crate::cpu_pack::{Embedding, Packed, Plan, Weight};
 use crate::cpu_told::Told;
-use crate::engine::{Drafts, Engine, MOST_OTHERS, Other};
+use crate::engine::{Drafts, Engine, MOST_OTHERS, MOST_UNREAD, Other, Wanted};
 use crate::{DecoderOptions, Result};
 
 /// Rows of a prompt that go through the model together: a multiple of the kernels' tile of 6, and
@@ -190,16 +190,16 @@ impl<T: Weight> CpuEngine<T> {
         self.workspace.run_told(pass, &told.heads[index - 1]).first().copied()
     }
 
-    /// Notes head `index`'s draft, place `best` of what it chooses from, and at most `others` tokens
-    /// that it likes next, by its logits in row `row` of the workspace.
-    fn note(&mut self, index: usize, row: usize, best: u32, others: usize) -> u32 {
+    /// Notes head `index`'s draft, place `best` of what it chooses from, and what it likes next, by its
+    /// logits in row `row` of the workspace.
+    fn note(&mut self, index: usize, row: usize, best: u32, wanted: Wanted) -> u32 {
         let named = |place: u32| self.drafts.get(place as usize).copied().unwrap_or(place);
         let token = named(best);
         self.drafted.tokens.push(token);
-        if others > 0 {
+        if wanted.others > 0 || wanted.least.is_some() {
             let drafting = self.drafting_unembedding.as_ref().unwrap_or(&self.unembedding);
             let logits = &self.workspace.logits(row)[..drafting.product.outputs()];
-            let (own, next) = runners_up(logits, best as usize, others);
+            let (own, next) = runners_up(logits, best as usize, wanted.others);
             let before = self.certainty;
             self.drafted.others.extend(next.map(|(place, likelihood)| Other {
                 head: index,
@@ -207,15 +207,17 @@ impl<T: Weight> CpuEngine<T> {
                 likelihood: before + likelihood,
             }));
             self.certainty += own;
+            self.drafted.certainties.push(self.certainty);
         }
         token
     }
 
-    /// Drafts one token after the other, each told to the heads behind.
-    fn draft_told(&mut self, heads: usize, others: usize) {
+    /// Drafts one token after the other, each told to the heads behind, up to the first that is not
+    /// likely enough.
+    fn draft_told(&mut self, wanted: Wanted) {
         let known = self.caches[self.trunk].len();
         let mut token = self.best.last().copied().unwrap_or(0);
-        for index in 1..=heads {
+        for index in 1..=wanted.heads {
             let Some(told) = &mut self.told else { break };
             let row = self.workspace.input(0);
             embed(&self.embedding, &self.unembedding, self.dim, token, row);
@@ -233,7 +235,10 @@ impl<T: Weight> CpuEngine<T> {
             });
             told.push_told(self.workspace.hidden(0));
             let Some(best) = self.tell(index, true) else { break };
-            token = self.note(index, 0, best, others);
+            token = self.note(index, 0, best, wanted);
+            if wanted.least.is_some_and(|least| self.certainty < least) {
+                break;
+            }
         }
         // What was told of drafts is for this step alone; so are the rows that read it.
         if let Some(told) = &mut self.told {
@@ -242,6 +247,12 @@ impl<T: Weight> CpuEngine<T> {
             trunk[..told.blocks].iter_mut().for_each(|cache| cache.truncate(known));
             for (cache, index) in drafting.iter_mut().zip(1..) {
                 cache.truncate(known.saturating_sub(index));
+            }
+        }
+        for index in 1..=wanted.heads {
+            let read = self.caches[self.trunk + index].len();
+            if self.told.as_ref().is_some_and(|told| told.rows(read, index) > MOST_UNREAD) {
+                self.tell(index, false);
             }
         }
     }
@@ -284,7 +295,8 @@ fn runners_up<T: Real>(
     let total: f64 = near.map(f64::exp).sum();
     let scale = total.ln();
     let mut next: Vec<(usize, f64)> = Vec::with_capacity(count + 1);
-    for (place, logit) in logits.iter().enumerate() {
+    let wanted = if count > 0 { logits } else { &[] };
+    for (place, logit) in wanted.iter().enumerate() {
         let logit = logit.to_f64();
         let full = next.len() == count;
         if place == best || (full && next.last().is_none_or(|&(_, least)| logit <= least)) {
@@ -369,19 +381,23 @@ impl<T: Weight> Engine for CpuEngine<T> {
         Ok(())
     }
 
-    fn draft(&mut self, heads: usize, others: usize) -> Result<&Drafts> {
-        let others = others.min(MOST_OTHERS);
+    fn in_turn(&self) -> bool {
+        self.told.is_some()
+    }
+
+    fn draft(&mut self, wanted: Wanted) -> Result<&Drafts> {
+        let wanted = Wanted { others: wanted.others.min(MOST_OTHERS), ..wanted };
         self.drafted.clear();
         self.certainty = 0.0;
         if self.told.is_some() {
-            self.draft_told(heads, others);
+            self.draft_told(wanted);
         } else {
-            let best = self.heads(heads, 1).to_vec();
+            let best = self.heads(wanted.heads, 1).to_vec();
             for (row, best) in best.into_iter().enumerate() {
-                self.note(row + 1, row, best, others);
+                self.note(row + 1, row, best, wanted);
             }
         }
-        self.drafted.leave(others);
+        self.drafted.leave(wanted);
         Ok(&self.drafted)
     }
 

@@ -2,6 +2,8 @@
 
 use foretoken_kernels::cpu::{BlockWeights, Real, TokenWeights};
 
+use crate::engine::MOST_UNREAD;
+
 /// What drafting heads read that are told the tokens before their targets.
 ///
 /// Head i reads at position t the trunk output there and what is told of position t + i. So of the
@@ -34,7 +36,7 @@ impl<T: Real> Told<T> {
 
     /// Lets go what `heads` heads have no more use for before a pass that begins at position `next`.
     pub(crate) fn forget(&mut self, next: usize, heads: usize) {
-        let start = next.saturating_sub(heads).max(self.start);
+        let start = next.saturating_sub(heads + MOST_UNREAD).max(self.start);
         let rows = (start - self.start) * self.dim;
         self.hidden.drain(..rows.min(self.hidden.len()));
         self.states.drain(..rows.min(self.states.len()));

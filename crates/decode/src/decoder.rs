@@ -6,7 +6,7 @@ use std::time::Instant;
 use foretoken_heads::{ModelConfig, MultiTokenModel, UnreadModel};
 
 use crate::cpu_engine;
-use crate::engine::{Engine, Other};
+use crate::engine::{Engine, Other, Wanted};
 use crate::pace::{Pace, Step};
 use crate::sampler::Sampler;
 use crate::tensor_engine::{Held, TensorEngine};
@@ -129,7 +129,7 @@ impl<'m> Decoder<'m> {
         let adaptive = matches!(options.decoding, Decoding::Adaptive { .. });
         let mut pace = match self.pace.take_if(|_| adaptive) {
             Some(learned) => learned.next_text(most, others),
-            None if adaptive => Pace::adaptive(most, others),
+            None if adaptive => Pace::adaptive(most, others, self.engine.in_turn()),
             None => Pace::steady(most, others),
         };
         // A pass brings its drafts and one token more; the first token comes before that.
@@ -140,20 +140,28 @@ impl<'m> Decoder<'m> {
         let decoding = Instant::now();
         let mut pass = Vec::with_capacity(heads);
         let (mut best, mut others) = (Vec::with_capacity(heads), Vec::new());
-        let mut rows = Vec::with_capacity(heads);
+        let (mut rows, mut certainties) = (Vec::with_capacity(heads), Vec::with_capacity(heads));
         while outcome.is_continue() {
             // The last token and the drafts of those after it.
             pass.clear();
             pass.extend(text.generation.tokens.last());
             others.clear();
+            certainties.clear();
             let began = Instant::now();
             let drafts = pace.drafting().min(drafting).min(text.left() - 1);
             if drafts > 0 {
-                let verified = pace.verifying().min(drafts);
-                let drafted =
-                    self.engine.draft(drafts, if verified > 0 { pace.others() } else { 0 })?;
-                pass.extend_from_slice(&drafted.tokens[..verified]);
-                others.extend_from_slice(&drafted.others);
+                let (verifies, least) = (pace.verifies(), pace.least());
+                let wanted = Wanted {
+                    heads: drafts,
+                    others: if verifies { pace.others() } else { 0 },
+                    least,
+                };
+                let drafted = self.engine.draft(wanted)?;
+                certainties.extend_from_slice(&drafted.certainties);
+                if verifies {
+                    pass.extend_from_slice(&drafted.tokens);
+                    others.extend_from_slice(&drafted.others);
+                }
             }
             let drafted = Instant::now();
             best.clear();
@@ -167,9 +175,11 @@ impl<'m> Decoder<'m> {
             rows.clear();
             rows.extend((0..=agree).chain(other.map(|other| pass.len() + other)));
             pace.observe(Step {
-                verified: (pass.len() - 1, others.len()),
+                verified: pass.len() - 1,
+                certainties: &certainties,
+                others: &others,
                 agreed: agree,
-                other: other.map(|which| (which, agree + 1)),
+                other,
                 took: (drafted - began, drafted.elapsed()),
             });
             outcome = text.extend(self.engine.as_mut(), &best, &rows, accepted)?;

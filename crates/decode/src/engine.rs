@@ -5,6 +5,22 @@ use crate::Result;
 /// Most rows of a pass that stand in place of drafts.
 pub(crate) const MOST_OTHERS: usize = 16;
 
+/// Rows that a head, which drafts no further where the one before is unsure, may not have read yet:
+/// more are read together, which costs little more than one.
+pub(crate) const MOST_UNREAD: usize = 16;
+
+/// Which drafts are asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wanted {
+    /// Heads that draft at most.
+    pub(crate) heads: usize,
+    /// Tokens that they like next at most.
+    pub(crate) others: usize,
+    /// The logarithm of how likely drafts, with those before, and others have to be thought at least;
+    /// where it is `None`, nobody asks how likely drafts are.
+    pub(crate) least: Option<f64>,
+}
+
 /// What heads draft behind a text.
 #[derive(Debug, Default)]
 pub(crate) struct Drafts {
@@ -12,18 +28,29 @@ pub(crate) struct Drafts {
     pub(crate) tokens: Vec<u32>,
     /// What they like next, the likeliest first.
     pub(crate) others: Vec<Other>,
+    /// Where somebody asks, for each head that drafted the logarithm of how likely it, and those
+    /// before, think all drafts up to its own; the last may be too small for its draft to be above.
+    pub(crate) certainties: Vec<f64>,
 }
 
 impl Drafts {
     pub(crate) fn clear(&mut self) {
         self.tokens.clear();
         self.others.clear();
+        self.certainties.clear();
     }
 
-    /// Leaves the likeliest `others`, in order.
-    pub(crate) fn leave(&mut self, others: usize) {
+    /// Leaves what is wanted, the likeliest others in order.
+    pub(crate) fn leave(&mut self, wanted: Wanted) {
+        if let Some(least) = wanted.least {
+            let sure = self.certainties.iter().take_while(|&&certainty| certainty >= least);
+            self.tokens.truncate(sure.count());
+            // In place of a draft that is not there, nothing can stand.
+            let drafts = self.tokens.len();
+            self.others.retain(|other| other.likelihood >= least && other.head <= drafts);
+        }
         self.others.sort_by(|a, b| b.likelihood.total_cmp(&a.likelihood));
-        self.others.truncate(others);
+        self.others.truncate(wanted.others);
     }
 }
 
@@ -57,12 +84,15 @@ pub(crate) trait Engine {
     /// its `others`, which stood behind these.
     fn keep(&mut self, rows: usize, other: Option<usize>) -> Result<()>;
 
-    /// Returns the best tokens of heads 1 to `heads` after the last token, and at most `others` that
-    /// they like next.
+    /// Whether heads draft one after the other, each where the one before was likely enough, and not
+    /// all at once.
+    fn in_turn(&self) -> bool;
+
+    /// Returns the best tokens of heads 1, 2, … after the last token, and what they like next.
     ///
     /// Comes after the [`Engine::prefill`], for no more heads than were made ready, and after every
     /// [`Engine::verify`] and [`Engine::keep`] as long as drafts are wanted.
-    fn draft(&mut self, heads: usize, others: usize) -> Result<&Drafts>;
+    fn draft(&mut self, wanted: Wanted) -> Result<&Drafts>;
 
     /// Head 0's logits after token `row` of the last [`Engine::verify`], whose `others` come behind its
     /// tokens, or after the end of the text's start where `row` is 0 and the last was

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::cpu_engine;
-use crate::engine::{Engine, Other};
+use crate::engine::{Engine, Other, Wanted};
 use crate::tensor_engine::{Held, TensorEngine};
 use crate::{DecoderOptions, DraftPrecision};
 
@@ -84,38 +84,71 @@ fn distance(engine: &mut dyn Engine, row: usize, expected: &[f64]) -> f64 {
     logits.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / largest
 }
 
-/// Walks a text in steps of several rows of which some are taken back, with others `beside` them or
-/// not, and checks every row.
+/// How a text is walked.
+struct Steps {
+    /// Rows of each step, and how many of them stay.
+    rows: Vec<(usize, usize)>,
+    /// Whether others stand beside them.
+    beside: bool,
+    /// In eight steps of sixteen heads draft only as far as they are as sure as this.
+    least: f64,
+}
+
+/// Walks a text in steps of several rows of which some are taken back, and checks every row.
 fn walk(
     model: &MultiTokenModel,
     engine: &mut dyn Engine,
     tokens: &[u32],
     start: usize,
-    steps: &[(usize, usize)],
-    beside: bool,
+    steps: &Steps,
     tolerance: f64,
 ) {
+    let &Steps { beside, least, .. } = steps;
     let heads = model.heads().len();
     let expected = whole(model, tokens);
     engine.reset();
-    let drafts_behind = |engine: &mut dyn Engine, text: &[u32], next: u32| {
+    let drafts_behind = |engine: &mut dyn Engine, text: &[u32], next: u32, step: usize| {
         if heads > 1 {
             let mut chosen = vec![next];
-            let drafts = engine.draft(heads - 1, 0).unwrap().tokens.clone();
-            assert_eq!(drafts.len(), heads - 1);
+            let least = (step % 16 < 8).then_some(least);
+            let others = if beside { 3 } else { 0 };
+            let drafts = engine.draft(Wanted { heads: heads - 1, others, least }).unwrap();
+            for other in &drafts.others {
+                assert!((1..=drafts.tokens.len()).contains(&other.head));
+                assert!(least.is_none_or(|least| other.likelihood >= least));
+                assert!(other.likelihood <= drafts.certainties[other.head - 1]);
+            }
+            assert!(drafts.others.len() <= others);
+            let (drafts, mut certainties) = (drafts.tokens.clone(), drafts.certainties.iter());
+            let mut certainty = 0.0;
             for token in drafts {
                 let place = format!("draft {} behind {}", chosen.len(), text.len());
-                assert_best(token, &drafting(model, text, &chosen), tolerance, &place);
+                let logits = drafting(model, text, &chosen);
+                assert_best(token, &logits, tolerance, &place);
                 chosen.push(token);
+                if let Some(least) = least {
+                    let total: f64 = logits.iter().map(|logit| logit.exp()).sum();
+                    certainty += logits[token as usize] - total.ln();
+                    let found = *certainties.next().unwrap();
+                    assert!((found - certainty).abs() < 1e3 * tolerance, "{found} {certainty}");
+                    assert!(found >= least);
+                }
+            }
+            match least {
+                None => assert_eq!(chosen.len(), heads),
+                Some(least) if chosen.len() < heads => {
+                    assert!(*certainties.next().unwrap() < least)
+                }
+                Some(_) => {}
             }
         }
     };
     let first = engine.prefill(&tokens[..start], heads - 1).unwrap();
     assert_best(first, &expected[start - 1], tolerance, "after the prompt");
     assert!(distance(engine, 0, &expected[start - 1]) < tolerance);
-    drafts_behind(engine, &tokens[..start], first);
+    drafts_behind(engine, &tokens[..start], first, 0);
     let mut position = start;
-    for &(rows, kept) in steps {
+    for (step, &(rows, kept)) in steps.rows.iter().enumerate() {
         let rows = rows.min(heads).min(tokens.len() - position);
         if rows == 0 {
             break;
@@ -150,7 +183,7 @@ fn walk(
         engine.keep(kept, taken).unwrap();
         position += kept + taken.map_or(0, |_| 1);
         let last = taken.map_or(kept - 1, |other| rows + other);
-        drafts_behind(engine, &tokens[..position], chosen[last]);
+        drafts_behind(engine, &tokens[..position], chosen[last], step);
     }
 }
 
@@ -162,9 +195,10 @@ proptest! {
         tokens in proptest::collection::vec(0u32..50, 2..124), start in 1usize..100,
         steps in proptest::collection::vec((1usize..5, 1usize..5), 1..30),
         layers in 5usize..7, heads in 1usize..5, kv_heads in prop::sample::select(vec![1, 2, 4]),
-        seed in 0i64..100, beside: bool, head in prop::sample::select(vec!["block", "informed"]),
+        seed in 0i64..100, beside: bool, least in -3.0f64..0.1, head in prop::sample::select(vec!["block", "informed"]),
     ) {
         let start = start.min(tokens.len());
+        let steps = Steps { rows: steps, beside, least };
         let options = DecoderOptions {
             threads: Some(1),
             drafts: DraftPrecision::Full,
@@ -172,11 +206,11 @@ proptest! {
         };
         let double = model(head, layers, heads, kv_heads, Kind::Double, seed);
         let mut ours = cpu_engine::build(&double, options).unwrap().unwrap();
-        walk(&double, ours.as_mut(), &tokens, start, &steps, beside, 1e-10);
+        walk(&double, ours.as_mut(), &tokens, start, &steps, 1e-10);
         let mut theirs = TensorEngine::new(Held::Lent(&double)).unwrap();
-        walk(&double, &mut theirs, &tokens, start, &steps, beside, 1e-10);
+        walk(&double, &mut theirs, &tokens, start, &steps, 1e-10);
         let float = model(head, layers, heads, kv_heads, Kind::Float, seed);
         let mut ours = cpu_engine::build(&float, options).unwrap().unwrap();
-        walk(&float, ours.as_mut(), &tokens, start, &steps, beside, 1e-4);
+        walk(&float, ours.as_mut(), &tokens, start, &steps, 1e-4);
     }
 }

@@ -55,8 +55,9 @@ pub enum Decoding {
         heads: usize,
     },
     /// As many drafts as pay, up to those of `heads`: the first steps of a first text measure what drafts
-    /// cost and bring, and those that slow the text down are left out from there on, in the next
-    /// texts too. The tokens are the same.
+    /// cost and bring, and those that slow the text down are left out from there on: heads, and in
+    /// each step drafts that heads are not sure enough of. The next texts go on with that, and one
+    /// tries anew now and then. The tokens are the same.
     Adaptive {
         /// Heads that may be used, from 1 to all that the model has.
         heads: usize,
@@ -110,6 +111,11 @@ pub struct GenerateOptions {
     pub alternatives: usize,
     /// Whether to note for each token how far its logit stands above the second best.
     pub record_gaps: bool,
+}
+
+impl GenerateOptions {
+    /// [Alternatives](Self::alternatives) that `foretoken generate` offers unless told otherwise.
+    pub const USUAL_ALTERNATIVES: usize = 4;
 }
 
 impl Default for GenerateOptions {

@@ -77,8 +77,9 @@ pub fn write_rows(
     if prompt == 0 {
         return Err(Error::EmptyPrompt);
     }
-    if columns as usize > context {
-        return Err(Error::PromptTooLong { tokens: columns as usize, context });
+    // What is written last goes through no pass.
+    if columns as usize > context + 1 {
+        return Err(Error::PromptTooLong { tokens: columns as usize - 1, context });
     }
     if prompt as i64 >= columns {
         return Err(Error::NothingToWrite { prompt, columns: columns as usize });

@@ -8,7 +8,7 @@ use foretoken_trunk::TrunkCache;
 use tch::{Kind, Tensor, no_grad};
 
 use crate::Result;
-use crate::engine::{Drafts, Engine, MOST_OTHERS, Other};
+use crate::engine::{Drafts, Engine, MOST_OTHERS, MOST_UNREAD, Other, Wanted};
 use crate::tensor_told::{Told, with_other};
 
 /// Rows of a prompt that go through the model together: bounds the memory of attention scores.
@@ -147,11 +147,12 @@ impl<'m> TensorEngine<'m> {
         Ok(Some(self.model.normed(&output.f_select(1, -1)?)?))
     }
 
-    /// Drafts one token after the other, each told to the heads behind.
-    fn draft_told(&mut self, heads: usize, others: usize) -> Result<()> {
+    /// Drafts one token after the other, each told to the heads behind, up to the first that is not
+    /// likely enough.
+    fn draft_told(&mut self, wanted: Wanted) -> Result<()> {
         let known = self.trunk.len();
         let mut token = self.best.last().copied().unwrap_or(0);
-        for index in 1..=heads {
+        for index in 1..=wanted.heads {
             let ids = self.ids(&[token])?;
             if let Some(told) = &mut self.told {
                 let trunk = self.model.trunk();
@@ -159,7 +160,10 @@ impl<'m> TensorEngine<'m> {
             }
             let Some(row) = self.tell(index)? else { break };
             token = self.choose_drafts(&row)?.first().copied().unwrap_or(0);
-            self.note(index, &[token], others)?;
+            self.note(index, &[token], wanted)?;
+            if wanted.least.is_some_and(|least| self.certainty < least) {
+                break;
+            }
         }
         // What was told of drafts is for this step alone; so are the rows that read it.
         self.trunk.truncate(known);
@@ -171,14 +175,21 @@ impl<'m> TensorEngine<'m> {
         if let Some(told) = &mut self.told {
             told.truncate(known);
         }
+        for index in 1..=wanted.heads {
+            let read = self.heads[index].as_ref().map_or(known, KvCache::len);
+            if known - index as i64 - read > MOST_UNREAD as i64 {
+                _ = self.tell(index)?;
+            }
+        }
         Ok(())
     }
 
-    /// Notes the drafts `tokens` of heads from `first` on, and at most `others` tokens that each likes
-    /// next, by the drafts' logits `[heads, vocab]`.
-    fn note(&mut self, first: usize, tokens: &[u32], others: usize) -> Result<()> {
+    /// Notes the drafts `tokens` of heads from `first` on, and what each likes next, by the drafts'
+    /// logits `[heads, vocab]`.
+    fn note(&mut self, first: usize, tokens: &[u32], wanted: Wanted) -> Result<()> {
         self.drafts.tokens.extend_from_slice(tokens);
-        if others == 0 {
+        let others = wanted.others;
+        if others == 0 && wanted.least.is_none() {
             return Ok(());
         }
         let (_, vocab) = self.logits.size2()?;
@@ -198,6 +209,7 @@ impl<'m> TensorEngine<'m> {
             self.drafts.others.extend(next.take(others));
             // The draft is the likeliest.
             self.certainty += likely.first().copied().unwrap_or(0.0);
+            self.drafts.certainties.push(self.certainty);
         }
         Ok(())
     }
@@ -321,19 +333,23 @@ impl Engine for TensorEngine<'_> {
         Ok(())
     }
 
-    fn draft(&mut self, heads: usize, others: usize) -> Result<&Drafts> {
-        let others = others.min(MOST_OTHERS);
+    fn in_turn(&self) -> bool {
+        self.told.is_some()
+    }
+
+    fn draft(&mut self, wanted: Wanted) -> Result<&Drafts> {
+        let wanted = Wanted { others: wanted.others.min(MOST_OTHERS), ..wanted };
         self.drafts.clear();
         self.certainty = 0.0;
         no_grad(|| {
             if self.told.is_some() {
-                return self.draft_told(heads, others);
+                return self.draft_told(wanted);
             }
-            let rows = self.drafts(heads)?;
+            let rows = self.drafts(wanted.heads)?;
             let tokens = self.choose_drafts(&rows)?.to_vec();
-            self.note(1, &tokens, others)
+            self.note(1, &tokens, wanted)
         })?;
-        self.drafts.leave(others);
+        self.drafts.leave(wanted);
         Ok(&self.drafts)
     }
 

@@ -3,6 +3,7 @@
 use tch::Tensor;
 
 use crate::Result;
+use crate::engine::MOST_UNREAD;
 
 /// Trunk outputs and what is told, of the last positions.
 ///
@@ -39,7 +40,7 @@ impl Told {
         hidden: &Tensor,
         told: &Tensor,
     ) -> Result<()> {
-        let start = (before - heads).max(self.start);
+        let start = (before - heads - MOST_UNREAD as i64).max(self.start);
         self.rows = Some(match &self.rows {
             None => Rows { hidden: hidden.shallow_clone(), told: told.shallow_clone() },
             Some(rows) => {

@@ -81,7 +81,10 @@ fn no_prompt_and_too_long_a_row_are_refused() {
         write_rows(&model, &rows(columns), options).unwrap_err().to_string()
     };
     assert!(refused(20, 0, 0.0).contains("empty"));
-    assert!(refused(61, 4, 0.0).contains("60"));
+    assert!(refused(62, 4, 0.0).contains("61 tokens"));
+    // The last token of 61 goes through no pass.
+    let options = RowsOptions { prompt: 4, temperature: 0.0, seed: 0 };
+    assert_eq!(write_rows(&model, &rows(61), options).unwrap().final_hidden.size()[1], 60);
     assert!(refused(5, 5, 0.0).contains('5'));
     for temperature in [-1.0, f64::NAN, f64::INFINITY] {
         assert!(refused(20, 4, temperature).contains("temperature"));

@@ -180,9 +180,6 @@ fn held_out_text(
     Ok(texts)
 }
 
-/// Alternatives to drafts that adaptive decoding may take: as many as `foretoken generate` offers.
-pub(crate) const ADAPTIVE_ALTERNATIVES: usize = 4;
-
 /// What decoding every prompt in every way came to.
 struct Decoded {
     ways: Vec<WayMeasured>,
@@ -283,7 +280,7 @@ fn decode(
     if let Some(compact) = plan.compact.as_ref().filter(|_| model.device() == Device::Cpu) {
         let mut ways = Way::of_each(heads, compact.alternatives);
         if heads > 1 {
-            let alternatives = ADAPTIVE_ALTERNATIVES;
+            let alternatives = GenerateOptions::USUAL_ALTERNATIVES;
             ways.push(Way { heads_used: heads, adaptive: true, alternatives });
         }
         all.push(Ways::new(model, WeightStorage::Compact, ways)?);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use foretoken_data::{Split, TokenShard, open_split};
+use foretoken_decode::GenerateOptions;
 use foretoken_heads::{ModelSource, MultiTokenModel};
 use serde_json::to_value;
 use tch::{Device, Kind};
@@ -15,7 +16,7 @@ use crate::files::{cache, cached, file_sha256, fingerprint};
 use crate::grown::Grown;
 use crate::kept::{Kept, Record};
 use crate::machine::{device_name, machine};
-use crate::measure::{ADAPTIVE_ALTERNATIVES, Measured, Texts, check, measure};
+use crate::measure::{Measured, Texts, check, measure};
 use crate::problems::prompts;
 use crate::recipe::precision;
 use crate::report::{Report, Versions, command};
@@ -339,9 +340,9 @@ impl<'r> Run<'r> {
         if plan.alternatives > 0 {
             let with_compact = match &plan.compact {
                 Some(compact) => format!(
-                    " ({} with compact weights, as many as pay of {ADAPTIVE_ALTERNATIVES} where as many \
-                     drafts are)",
-                    compact.alternatives
+                    " ({} with compact weights, as many as pay of {} where as many drafts are)",
+                    compact.alternatives,
+                    GenerateOptions::USUAL_ALTERNATIVES
                 ),
                 None => String::new(),
             };

@@ -48,7 +48,7 @@ fn committed_heads_are_those_of_the_committed_report_and_recipe() {
     assert_eq!(record["heads_sha256"], file_sha256(&heads).unwrap());
     assert!(std::fs::metadata(&heads).unwrap().len() <= 25 << 20);
 
-    let report = Report::read(&root.join("docs/results/pretrained-long.json")).unwrap();
+    let report = Report::read(&root.join("docs/results/pretrained-full.json")).unwrap();
     let (model, trained) = (&report.models[0], &record["trained"]);
     assert_eq!(record["made_by"], report.command());
     assert_eq!(record["corpus_sha256"], report.corpus.sha256);
@@ -57,6 +57,6 @@ fn committed_heads_are_those_of_the_committed_report_and_recipe() {
         (&model.steps.into(), &model.tokens_seen.into())
     );
     assert_eq!(trained["seconds"], model.train_seconds);
-    let recipe = Recipe::named("pretrained", Preset::Long).unwrap();
+    let recipe = Recipe::named("pretrained", Preset::Full).unwrap();
     assert_eq!(text("config.toml"), recipe.config_toml(model.heads).unwrap());
 }

@@ -94,15 +94,9 @@ impl UnreadModel {
         device: Device,
     ) -> Result<Self> {
         let config = read_config(folder)?;
-        let path = folder.join(CONFIG);
-        let HeadsConfig { kind: head_kind, count, .. } = &config.heads;
-        let trunk_layers = registry
-            .trunk_layers(head_kind, *count, config.architecture.layers)
-            .map_err(|error| TrunkError::format(&path, error.to_string()))?;
-        let stock = open_stock(folder)?;
-        stock.check_size(config.architecture.numbers(trunk_layers + 1))?;
-        stock.check_context(&config.architecture)?;
-        let heads = match count {
+        let layers = stock_layers(&config, folder, registry)?;
+        let stock = open_stock(folder, &config, layers)?;
+        let heads = match config.heads.count {
             1 => None,
             _ => Some(HeadsFile::open(&folder.join(HEADS))?),
         };
@@ -113,24 +107,32 @@ impl UnreadModel {
         Ok(Self::new(MultiTokenModel::build(&config, registry, &init)?, stock, heads))
     }
 
+    /// The next-token part of a folder, whatever its `config.json` says of heads.
+    pub(crate) fn stock_of_folder(
+        folder: &Path,
+        registry: &Registry,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
+        let mut config = read_config(folder)?;
+        let layers = stock_layers(&config, folder, registry)?;
+        config.architecture.layers = layers;
+        config.heads = HeadsConfig::new(BlockHead::KIND, 1);
+        let stock = open_stock(folder, &config, layers)?;
+        let init = Initialiser::unset(kind, device);
+        Ok(Self::new(MultiTokenModel::build(&config, registry, &init)?, stock, None))
+    }
+
     pub(crate) fn from_gguf(file: &Arc<GgufFile>, kind: Kind, device: Device) -> Result<Self> {
-        let architecture = file.architecture()?;
-        let mut end_of_text = Vec::new();
-        for key in GGUF_ENDS {
-            let id = file.unsigned(&format!("tokenizer.ggml.{key}"))?;
-            add_ends(&mut end_of_text, id.and_then(|id| u32::try_from(id).ok()));
-        }
-        let heads = HeadsConfig::new(BlockHead::KIND, 1);
-        let config = ModelConfig { architecture, heads, end_of_text };
+        let config = gguf_config(file)?;
         let weights = GgufWeights::new(Arc::clone(file), &config.architecture)?;
         Self::from_source(&config, Box::new(weights), kind, device)
     }
 
     pub(crate) fn from_meta(folder: &Path, kind: Kind, device: Device) -> Result<Self> {
-        let MetaCheckpoint { architecture, heads, weights } = MetaCheckpoint::open(folder)?;
-        let heads = HeadsConfig::new(BlockHead::KIND, heads);
-        let config = ModelConfig { architecture, heads, end_of_text: Vec::new() };
-        Self::from_source(&config, Box::new(weights), kind, device)
+        let checkpoint = MetaCheckpoint::open(folder)?;
+        let config = meta_config(&checkpoint);
+        Self::from_source(&config, Box::new(checkpoint.weights), kind, device)
     }
 
     /// A model of stock head types from one source that has all of its tensors.
@@ -158,21 +160,50 @@ pub(crate) fn named(parameters: &[Parameter]) -> Result<Vec<(String, Tensor)>> {
     Ok(all)
 }
 
-/// The stock weights of a folder: one file, or the shards that its index names.
-fn open_stock(folder: &Path) -> Result<WeightReader> {
+/// The stock weights of a folder, `layers` layers: one file, or the shards that its index names.
+fn open_stock(folder: &Path, config: &ModelConfig, layers: usize) -> Result<WeightReader> {
     let (one, index) = (folder.join(STOCK), folder.join(INDEX));
     let files = match !one.exists() && index.exists() {
         true => SafetensorsFiles::open_index(&index)?,
         false => SafetensorsFiles::open(&[&one])?,
     };
     let mut reader = WeightReader::new(Box::new(files));
+    reader.check_size(config.architecture.numbers(layers))?;
+    reader.check_context(&config.architecture)?;
     // Old checkpoints store the rotary frequencies, which follow from the config.
     reader.pass_over(|name| name.ends_with(".rotary_emb.inv_freq"));
     Ok(reader)
 }
 
+/// Layers of a model's next-token part.
+fn stock_layers(config: &ModelConfig, folder: &Path, registry: &Registry) -> Result<usize> {
+    let HeadsConfig { kind, count, .. } = &config.heads;
+    let trunk = registry
+        .trunk_layers(kind, *count, config.architecture.layers)
+        .map_err(|error| TrunkError::format(&folder.join(CONFIG), error.to_string()))?;
+    Ok(trunk + 1)
+}
+
+/// What a GGUF file says of its model.
+pub(crate) fn gguf_config(file: &GgufFile) -> Result<ModelConfig> {
+    let architecture = file.architecture()?;
+    let mut end_of_text = Vec::new();
+    for key in GGUF_ENDS {
+        let id = file.unsigned(&format!("tokenizer.ggml.{key}"))?;
+        add_ends(&mut end_of_text, id.and_then(|id| u32::try_from(id).ok()));
+    }
+    Ok(ModelConfig { architecture, heads: HeadsConfig::new(BlockHead::KIND, 1), end_of_text })
+}
+
+/// What one of Meta's checkpoints says of its model.
+pub(crate) fn meta_config(checkpoint: &MetaCheckpoint) -> ModelConfig {
+    let heads = HeadsConfig::new(BlockHead::KIND, checkpoint.heads);
+    let architecture = checkpoint.architecture.clone();
+    ModelConfig { architecture, heads, end_of_text: Vec::new() }
+}
+
 /// Reads the `config.json` of a model folder.
-fn read_config(folder: &Path) -> Result<ModelConfig> {
+pub(crate) fn read_config(folder: &Path) -> Result<ModelConfig> {
     let path = folder.join(CONFIG);
     let mut config = ModelConfig::from_json(&read_object(&path)?, &path)?;
     // What ends a turn of a chat may stand there alone.

@@ -59,6 +59,11 @@ impl MultiTokenModel {
         Ok(())
     }
 
+    /// Says which tokens end a text, for a model whose files do not.
+    pub fn set_end_of_text(&mut self, tokens: Vec<u32>) {
+        self.config.end_of_text = tokens;
+    }
+
     /// The tokens that drafts are chosen from, where they are not all.
     pub fn draft_vocabulary(&self) -> Option<&DraftVocabulary> {
         self.draft_vocabulary.as_ref()

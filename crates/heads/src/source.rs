@@ -1,6 +1,7 @@
 //! A model as someone published it: a folder or one file, with its tokenizer.
 
-use crate::{Error, MultiTokenModel, Registry, Result, UnreadModel};
+use crate::files::{gguf_config, meta_config, read_config};
+use crate::{Error, ModelConfig, MultiTokenModel, Registry, Result, UnreadModel};
 use foretoken_data::{Tokenizer, Vocabulary};
 use foretoken_trunk::Error as TrunkError;
 use foretoken_trunk::gguf::GgufFile;
@@ -93,11 +94,55 @@ impl ModelSource {
         }
     }
 
-    /// The tokenizer that belongs to the model.
+    /// The model's own next-token part before its weights are read, whatever heads lie beside it: for
+    /// those who put others in their place.
     ///
     /// # Errors
-    /// When it is missing or cannot be made sense of.
+    /// As [`ModelSource::unread`], but for the heads.
+    pub fn unread_stock(
+        &self,
+        registry: &Registry,
+        kind: Kind,
+        device: Device,
+    ) -> Result<UnreadModel> {
+        match &self.gguf {
+            None if !self.meta => UnreadModel::stock_of_folder(&self.path, registry, kind, device),
+            _ => self.unread_with_registry(registry, kind, device)?.without_heads(registry),
+        }
+    }
+
+    /// Sizes and heads of the model, as its files say.
+    ///
+    /// # Errors
+    /// When what says so is missing, damaged or of a family that is not supported.
+    pub fn config(&self) -> Result<ModelConfig> {
+        match &self.gguf {
+            Some(file) => gguf_config(file),
+            None if self.meta => Ok(meta_config(&MetaCheckpoint::open(&self.path)?)),
+            None => read_config(&self.path),
+        }
+    }
+
+    /// The tokenizer that belongs to the model; rows of the embedding that it has no tokens for have
+    /// no text ([`Tokenizer::with_rows`]).
+    ///
+    /// # Errors
+    /// When it is missing, cannot be made sense of or has more tokens than the model, or what says
+    /// how many these are is missing, damaged or of a family that is not supported.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let (tokenizer, rows) = (self.own_tokenizer()?, self.config()?.architecture.vocab);
+        let ids = tokenizer.vocab_size();
+        if ids > rows {
+            let problem = format!(
+                "the tokenizer has {ids} tokens, but the model only {rows}: it belongs to another \
+                 model, or tokens were added to it that the model was never given rows for"
+            );
+            return Err(TrunkError::format(&self.path, problem).into());
+        }
+        Ok(tokenizer.with_rows(rows))
+    }
+
+    fn own_tokenizer(&self) -> Result<Tokenizer> {
         let Some(file) = &self.gguf else {
             let path = self.path.join("tokenizer.json");
             if self.meta && !path.exists() {

@@ -7,7 +7,10 @@ use std::path::Path;
 use crate::fingerprint::Fingerprint;
 use crate::heads_file::HeadsFile;
 use crate::model::{UNEMBEDDING, head_prefix, layer_prefix, readout_norm, readout_unembedding};
-use crate::{DraftVocabulary, Head, ModelConfig, ModelPart, MultiTokenModel, Registry, Result};
+use crate::{
+    BlockHead, DraftVocabulary, Head, HeadsConfig, ModelConfig, ModelPart, MultiTokenModel,
+    Registry, Result,
+};
 use foretoken_trunk::io::WeightReader;
 use foretoken_trunk::{
     Architecture, Block, Error as TrunkError, Initialiser, Parameter, TrunkPart,
@@ -120,6 +123,22 @@ impl UnreadModel {
     /// When the file is missing or damaged, or does not say what heads it holds.
     pub fn with_heads(mut self, path: &Path, registry: &Registry) -> Result<Self> {
         let (file, heads) = HeadsFile::open_for(path, &self.config().architecture)?;
+        self.replace_heads(&heads, Some(file), registry)?;
+        Ok(self)
+    }
+
+    /// Leaves the heads beyond the first unread.
+    pub(crate) fn without_heads(mut self, registry: &Registry) -> Result<Self> {
+        self.replace_heads(&HeadsConfig::new(BlockHead::KIND, 1), None, registry)?;
+        Ok(self)
+    }
+
+    fn replace_heads(
+        &mut self,
+        heads: &HeadsConfig,
+        file: Option<HeadsFile>,
+        registry: &Registry,
+    ) -> Result<()> {
         if self.heads.is_none() {
             // The model's own are in the same files as all.
             let own = self.outline.head_parameters();
@@ -128,9 +147,9 @@ impl UnreadModel {
             self.stock.pass_over(|name| own.contains(name));
         }
         let init = Initialiser::unset(self.outline.kind(), self.outline.device());
-        self.outline.replace_heads(&heads, registry, &init)?;
-        self.heads = Some(file);
-        Ok(self)
+        self.outline.replace_heads(heads, registry, &init)?;
+        self.heads = file;
+        Ok(())
     }
 
     /// Lets heads in that were trained on another model of the same sizes, the same one in another

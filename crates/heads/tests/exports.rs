@@ -124,6 +124,22 @@ fn a_gguf_file_gives_back_the_tokenizer() {
 }
 
 #[test]
+fn a_folders_rows_without_a_token_have_no_text_and_tokens_without_a_row_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    Tokenizer::bytes().save(&folder.path().join("tokenizer.json")).unwrap();
+    let tokenizer = |vocab| {
+        let saved = model(Architecture { vocab, ..sizes(3) }, 1);
+        saved.save(folder.path()).unwrap();
+        ModelSource::open(folder.path()).unwrap().tokenizer()
+    };
+    let padded = tokenizer(270).unwrap();
+    assert_eq!((padded.vocab_size(), padded.decode(&[72, 269, 105]).unwrap()), (264, "Hi".into()));
+    assert!(padded.decode(&[270]).is_err());
+    let error = tokenizer(260).unwrap_err().to_string();
+    assert!(error.contains("the tokenizer has 264 tokens, but the model only 260:"), "{error}");
+}
+
+#[test]
 fn float16_rounds_matrices_and_leaves_vectors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");

@@ -1,6 +1,7 @@
 //! Grouped-query causal attention with rotary positions, for whole sequences and behind a cache.
 
 use crate::buffers::{SharedRows, floats, floats_mut, for_row_ranges, fusable, half_on_cpu};
+use crate::rotary::Angles;
 use crate::simd::rotate_halves;
 use crate::{Error, KvCache, Result, Rotary, custom_gradient};
 use tch::{Kind, Tensor, no_grad};
@@ -86,17 +87,16 @@ impl AttentionShape {
 #[allow(clippy::needless_pass_by_value)] // the caller's tensor is spent
 pub fn causal_attention(qkv: Tensor, shape: AttentionShape, rotary: &Rotary) -> Result<Tensor> {
     let (batch, seq) = shape.check(&qkv)?;
-    rotary.check(0, seq)?;
+    let Angles { cos, sin } = rotary.reaching(seq)?;
     if half_on_cpu(&qkv) {
         let wide = causal_attention(qkv.f_to_kind(Kind::Float)?, shape, rotary)?;
         return Ok(wide.f_to_kind(qkv.kind())?);
     }
-    if !fusable(&[&qkv, &rotary.cos]) {
+    if !fusable(&[&qkv, &cos]) {
         return causal_attention_reference(&qkv, shape, rotary);
     }
     let mask = rotary.mask(batch, seq)?;
     let mut turned = qkv.detach().contiguous();
-    let (cos, sin) = (rotary.cos.shallow_clone(), rotary.sin.shallow_clone());
     turn(&mut turned, shape, &cos, &sin, 1.0);
     let [q, k, v] = shape.split(&turned)?;
     let (k, v) = (shape.repeat(&k)?, shape.repeat(&v)?);
@@ -219,9 +219,9 @@ pub fn cached_attention(
     let (q, k) = match &branch {
         None => (rotary.apply(&q, start)?, rotary.apply(&k, start)?),
         Some(branch) => {
-            branch.check(start, new, rotary.positions())?;
-            let positions = branch.positions();
-            (rotary.apply_at(&q, positions)?, rotary.apply_at(&k, positions)?)
+            branch.check(start, new)?;
+            let (at, end) = (branch.positions(), branch.end());
+            (rotary.apply_at(&q, at, end)?, rotary.apply_at(&k, at, end)?)
         }
     };
     let (keys, values) = cache.append(&k, &v)?;

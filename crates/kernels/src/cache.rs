@@ -71,20 +71,18 @@ impl Branch {
         &self.unseen
     }
 
-    /// Checks that it is for `rows` rows behind `start` positions, within `positions` of them.
-    pub(crate) fn check(&self, start: i64, rows: i64, positions: i64) -> Result<()> {
+    /// One behind the last of the positions.
+    pub(crate) fn end(&self) -> i64 {
+        self.end
+    }
+
+    /// Checks that it is for `rows` rows behind `start` positions.
+    pub(crate) fn check(&self, start: i64, rows: i64) -> Result<()> {
         if self.unseen.size() != [rows, start + rows] {
             return Err(Error::Shape {
                 what: "rows beside a chain",
                 expected: format!("{:?}, rows and what they may see", self.unseen.size()),
                 found: format!("[{rows}, {}]", start + rows),
-            });
-        }
-        if self.end > positions {
-            return Err(Error::Capacity {
-                what: "the rotary table",
-                needed: self.end,
-                capacity: positions,
             });
         }
         Ok(())

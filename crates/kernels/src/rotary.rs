@@ -3,6 +3,7 @@
 
 use crate::buffers::accumulator;
 use crate::{Error, Result};
+use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 /// The angle between two positions for each pair of a head's coordinates: ωᵢ = theta^(−2i /
@@ -18,15 +19,75 @@ pub fn rotary_frequencies(head_dim: usize, theta: f64) -> Vec<f64> {
 /// Cosines and sines of all positions up to a limit.
 ///
 /// The angle of pair i at position p is p · ωᵢ ([`rotary_frequencies`]). Tables are computed in
-/// float64 and kept in float32, or in float64 for a model of that kind.
+/// float64 and kept in float32, or in float64 for a model of that kind. They begin with a thousand
+/// positions and double whenever a text is longer: what a model could take costs nothing.
 #[derive(Debug)]
 pub struct Rotary {
+    tables: Arc<Tables>,
+    /// `[batch, 1, seq, seq]`, added to the scores of an attention over whole rows.
+    mask: Option<Tensor>,
+}
+
+/// What all that share them make longer together.
+#[derive(Debug)]
+struct Tables {
+    frequencies: Vec<f64>,
+    /// The limit.
+    positions: i64,
+    kind: Kind,
+    device: Device,
+    made: Mutex<Angles>,
+}
+
+/// Tables for the positions from 0 on.
+#[derive(Debug)]
+pub(crate) struct Angles {
     /// `[positions, head_dim / 2]`
     pub(crate) cos: Tensor,
     /// `[positions, head_dim / 2]`
     pub(crate) sin: Tensor,
-    /// `[batch, 1, seq, seq]`, added to the scores of an attention over whole rows.
-    mask: Option<Tensor>,
+}
+
+/// Positions that tables have at first.
+const FIRST_POSITIONS: i64 = 1024;
+
+impl Angles {
+    fn positions(&self) -> i64 {
+        self.cos.size()[0]
+    }
+
+    /// The same tensors.
+    fn share(&self) -> Self {
+        Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
+    }
+}
+
+impl Tables {
+    /// Tables for at least the first `needed` positions, of which there are not more than the limit.
+    fn reaching(&self, needed: i64) -> Result<Angles> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = made.positions();
+        if from < needed {
+            let more = self.angles(from, needed.max(2 * from).min(self.positions))?;
+            // What was there stays as it is: keys in a cache were turned by it.
+            *made = Angles {
+                cos: Tensor::f_cat(&[&made.cos, &more.cos], 0)?,
+                sin: Tensor::f_cat(&[&made.sin, &more.sin], 0)?,
+            };
+        }
+        Ok(made.share())
+    }
+
+    /// The tables' lines of positions `from .. to`.
+    fn angles(&self, from: i64, to: i64) -> Result<Angles> {
+        let frequencies = Tensor::f_from_slice(&self.frequencies)?;
+        let positions = Tensor::f_arange_start(from, to, (Kind::Double, Device::Cpu))?;
+        let mut angles = positions.f_outer(&frequencies)?;
+        let table = |t: &Tensor| t.f_to_kind(self.kind)?.f_to_device(self.device);
+        let cos = table(&angles.f_cos()?)?;
+        let sin = table(&angles.f_sin_()?)?;
+        Ok(Angles { cos, sin })
+    }
 }
 
 /// What is added to the score of a position that is not to be seen: in softmax as good as −∞,
@@ -70,14 +131,12 @@ impl Rotary {
         kind: Kind,
         device: Device,
     ) -> Result<Self> {
-        let frequencies = Tensor::f_from_slice(frequencies)?;
-        let mut angles =
-            Tensor::f_arange(positions, (Kind::Double, Device::Cpu))?.f_outer(&frequencies)?;
-        let table = |t: &Tensor| t.f_to_kind(accumulator(kind))?.f_to_device(device);
-        let cos = table(&angles.f_cos()?)?;
-        // In place: a long context's tables are large.
-        let sin = table(&angles.f_sin_()?)?;
-        Ok(Self { cos, sin, mask: None })
+        let kind = accumulator(kind);
+        let none = || Tensor::f_zeros([0, frequencies.len() as i64], (kind, device));
+        let made = Mutex::new(Angles { cos: none()?, sin: none()? });
+        let tables = Tables { frequencies: frequencies.to_vec(), positions, kind, device, made };
+        tables.reaching(positions.min(FIRST_POSITIONS))?;
+        Ok(Self { tables: Arc::new(tables), mask: None })
     }
 
     /// The same tables for an attention over rows of several documents each: of the positions up to
@@ -103,10 +162,11 @@ impl Rotary {
     /// When `documents` has other than two dimensions.
     pub fn within_documents(&self, documents: &Tensor) -> Result<Self> {
         let (batch, seq) = documents.size2()?;
-        let documents = documents.f_to_device(self.cos.device())?;
+        let Tables { kind, device, .. } = *self.tables;
+        let documents = documents.f_to_device(device)?;
         let rows = documents.f_view([batch, 1, seq, 1])?;
         let hidden = rows.f_ne_tensor(&documents.f_view([batch, 1, 1, seq])?)?;
-        let seen = Tensor::f_zeros([batch, 1, seq, seq], (self.cos.kind(), self.cos.device()))?;
+        let seen = Tensor::f_zeros([batch, 1, seq, seq], (kind, device))?;
         Ok(Self { mask: Some(seen.f_masked_fill(&hidden, HIDDEN)?), ..self.share() })
     }
 
@@ -128,25 +188,28 @@ impl Rotary {
         }
     }
 
-    /// The same tables: the tensors are these.
+    /// The same tables: what one makes longer, the other finds longer.
     #[must_use]
     pub fn share(&self) -> Self {
         let mask = self.mask.as_ref().map(Tensor::shallow_clone);
-        Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone(), mask }
+        Self { tables: Arc::clone(&self.tables), mask }
     }
 
-    /// Positions that the tables reach.
+    /// Positions that the tables can reach.
     pub fn positions(&self) -> i64 {
-        self.cos.size()[0]
+        self.tables.positions
     }
 
-    /// Checks that `start .. start + len` lies within the tables.
-    pub(crate) fn check(&self, start: i64, len: i64) -> Result<()> {
-        let (needed, capacity) = (start + len, self.positions());
-        if needed > capacity {
-            return Err(Error::Capacity { what: "the rotary table", needed, capacity });
+    /// Tables that have at least the first `positions` positions.
+    ///
+    /// # Errors
+    /// When that is beyond the limit, or the memory cannot be had.
+    pub(crate) fn reaching(&self, positions: i64) -> Result<Angles> {
+        let capacity = self.positions();
+        if positions > capacity {
+            return Err(Error::Capacity { what: "the rotary table", needed: positions, capacity });
         }
-        Ok(())
+        self.tables.reaching(positions)
     }
 
     /// Turns `x` `[batch, heads, seq, head_dim]`, whose first position is `start`.
@@ -155,23 +218,24 @@ impl Rotary {
     /// When a position lies beyond the tables or the shapes differ.
     pub fn apply(&self, x: &Tensor, start: i64) -> Result<Tensor> {
         let seq = x.size4()?.2;
-        self.check(start, seq)?;
+        let Angles { cos, sin } = self.reaching(start + seq)?;
         let rows = |table: &Tensor| table.f_narrow(0, start, seq);
-        self.turn(x, &rows(&self.cos)?, &rows(&self.sin)?)
+        turn(x, &rows(&cos)?, &rows(&sin)?)
     }
 
-    /// As [`Rotary::apply`], at `positions` `[seq]` (int64), which lie within the tables.
-    pub(crate) fn apply_at(&self, x: &Tensor, positions: &Tensor) -> Result<Tensor> {
+    /// As [`Rotary::apply`], at `positions` `[seq]` (int64), all before `end`.
+    pub(crate) fn apply_at(&self, x: &Tensor, positions: &Tensor, end: i64) -> Result<Tensor> {
+        let Angles { cos, sin } = self.reaching(end)?;
         let rows = |table: &Tensor| table.f_index_select(0, positions);
-        self.turn(x, &rows(&self.cos)?, &rows(&self.sin)?)
+        turn(x, &rows(&cos)?, &rows(&sin)?)
     }
+}
 
-    /// Turns `x` `[batch, heads, seq, head_dim]` by angles `[seq, head_dim / 2]`.
-    fn turn(&self, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-        let halves = x.f_to_kind(self.cos.kind())?.f_chunk(2, -1)?;
-        let (a, b) = (&halves[0], &halves[1]);
-        let turned_a = a.f_mul(cos)?.f_sub(&b.f_mul(sin)?)?;
-        let turned_b = b.f_mul(cos)?.f_add(&a.f_mul(sin)?)?;
-        Ok(Tensor::f_cat(&[turned_a, turned_b], -1)?.f_to_kind(x.kind())?)
-    }
+/// Turns `x` `[batch, heads, seq, head_dim]` by angles `[seq, head_dim / 2]`.
+fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let halves = x.f_to_kind(cos.kind())?.f_chunk(2, -1)?;
+    let (a, b) = (&halves[0], &halves[1]);
+    let turned_a = a.f_mul(cos)?.f_sub(&b.f_mul(sin)?)?;
+    let turned_b = b.f_mul(cos)?.f_add(&a.f_mul(sin)?)?;
+    Ok(Tensor::f_cat(&[turned_a, turned_b], -1)?.f_to_kind(x.kind())?)
 }

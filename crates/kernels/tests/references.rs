@@ -183,6 +183,41 @@ fn cached_attention_in_pieces_equals_attention_over_the_whole() {
 }
 
 #[test]
+fn attention_goes_on_where_tables_and_cache_grow() {
+    tch::manual_seed(9);
+    let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 2 };
+    let tables = || Rotary::new(2, 100.0, 1200, Kind::Float, Device::Cpu).unwrap();
+    let qkv = Tensor::randn([1, 1040, shape.qkv_width()], FLOAT);
+    let whole = causal_attention(qkv.copy(), shape, &tables()).unwrap();
+    let plain = causal_attention_reference(&qkv, shape, &tables()).unwrap();
+    assert!(largest_difference(&whole, &plain) < 2e-5);
+    let (rotary, mut cache) =
+        (tables(), KvCache::new(1, 1, 1200, 2, Kind::Float, Device::Cpu).unwrap());
+    let mut pass = |start: i64, rows: i64, branch: Option<&Branch>| {
+        if let Some(branch) = branch {
+            cache.branch(branch);
+        }
+        let y = cached_attention(&qkv.narrow(1, start, rows), shape, &rotary, &mut cache).unwrap();
+        let from_whole = whole.narrow(1, start, rows);
+        let difference = match branch {
+            // The row beside the chain is the text's second.
+            Some(_) => largest_difference(&y.narrow(1, 0, 3), &from_whole.narrow(1, 0, 3)),
+            None => largest_difference(&y, &from_whole),
+        };
+        assert!(difference < 2e-5, "{start}: {difference}");
+        cache.truncate(start + rows.min(3));
+    };
+    for start in (0..1020).step_by(3) {
+        pass(start, 3, None);
+    }
+    // From 1023 on, with a row that stands in place of the one at 1024.
+    pass(1020, 3, None);
+    let branch = Branch::new(1023, 3, &[1], Device::Cpu).unwrap();
+    pass(1023, 4, Some(&branch));
+    pass(1026, 3, None);
+}
+
+#[test]
 fn rows_beside_a_chain_are_what_they_would_be_in_it_and_can_take_its_place() {
     tch::manual_seed(6);
     let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 6 };
@@ -327,6 +362,29 @@ fn a_target_outside_the_vocabulary_is_refused() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn tables_that_grow_with_the_text_have_the_angles_of_every_position(
+        texts in prop::collection::vec((0i64..5000, 1i64..9), 1..6),
+    ) {
+        let rotary = Rotary::new(4, 100.0, 5008, Kind::Double, Device::Cpu).unwrap();
+        let shared = rotary.share();
+        let x = |seq| Tensor::cat(
+            &[Tensor::ones([1, 1, seq, 2], DOUBLE), Tensor::zeros([1, 1, seq, 2], DOUBLE)], -1,
+        );
+        for (tables, &(start, seq)) in [&rotary, &shared].into_iter().cycle().zip(&texts) {
+            let turned = matrix(&tables.apply(&x(seq), start).unwrap().view([seq, 4]));
+            for (position, row) in (start..).zip(turned.rows()) {
+                for (pair, frequency) in [1.0, 0.1].into_iter().enumerate() {
+                    let (sin, cos) = (position as f64 * frequency).sin_cos();
+                    prop_assert!((row[pair] - cos).abs() < 1e-12);
+                    prop_assert!((row[2 + pair] - sin).abs() < 1e-12);
+                }
+            }
+        }
+        prop_assert_eq!(rotary.positions(), 5008);
+        prop_assert!(rotary.apply(&x(9), 5000).is_err());
+    }
 
     #[test]
     fn fused_paths_equal_plain_operators(

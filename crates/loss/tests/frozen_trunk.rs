@@ -49,8 +49,12 @@ fn defined(
         None => (0..40).collect(),
     };
     let some = |logits: Tensor| logits.index_select(-1, &Tensor::from_slice(&kept));
-    let hidden = model.hidden(&tokens.narrow(1, 0, tokens.size()[1] - 1)).unwrap();
-    let student = some(model.logits(head, &hidden).unwrap()).narrow(1, 0, seq);
+    let inputs = tokens.narrow(1, 0, tokens.size()[1] - 1);
+    let hidden = model.hidden(&inputs).unwrap();
+    // Position t is told of token t + head, by what the first blocks make of the text up to it.
+    let told = model.told(&inputs).unwrap().map(|told| told.narrow(1, head as i64, seq));
+    let state = model.head_hidden_told(head, &hidden.narrow(1, 0, seq), told.as_ref()).unwrap();
+    let student = some(state.matmul(&model.unembedding().tr()));
     let student = student.log_softmax(-1, Kind::Double);
     match targets {
         HeadTargets::Model => {
@@ -80,7 +84,7 @@ proptest! {
 
     #[test]
     fn losses_and_gradients_are_those_of_the_definition(
-        kind in prop::sample::select(vec!["block", "medusa", "linear"]),
+        kind in prop::sample::select(vec!["block", "informed", "medusa", "linear"]),
         heads in 2usize..5, rows in 1i64..3, seq in 1i64..8, seed in 0i64..1000,
         soft: bool, few: bool,
     ) {

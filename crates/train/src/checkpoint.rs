@@ -55,6 +55,9 @@ pub(crate) struct TrainingState {
     pub(crate) validation_loss: Option<f64>,
     /// SHA-256 of the corpus.
     pub(crate) corpus_sha256: String,
+    /// SHA-256 of the tokenizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tokenizer_sha256: Option<String>,
     /// SHA-256 of the pretrained model that heads are trained on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) trunk_sha256: Option<String>,
@@ -64,7 +67,7 @@ pub(crate) struct TrainingState {
 
 impl TrainingState {
     /// Before the first step.
-    pub(crate) fn new(config: &TrainConfig, corpus_sha256: &str) -> Self {
+    pub(crate) fn new(config: &TrainConfig, corpus_sha256: &str, tokenizer: &Tokenizer) -> Self {
         Self {
             version: VERSION,
             step: 0,
@@ -75,6 +78,7 @@ impl TrainingState {
             data_wait_seconds: 0.0,
             validation_loss: None,
             corpus_sha256: corpus_sha256.to_owned(),
+            tokenizer_sha256: Some(tokenizer.info().sha256),
             trunk_sha256: None,
             config: config.clone(),
         }
@@ -87,6 +91,7 @@ impl TrainingState {
             hash.update(format!("{key}={value}\n"));
         }
         hash.update(&self.corpus_sha256);
+        hash.update(self.tokenizer_sha256.as_deref().unwrap_or_default());
         let bytes: [u8; 32] = hash.finalize().into();
         Ok(i64::from_le_bytes(std::array::from_fn(|place| bytes[place])))
     }
@@ -114,6 +119,17 @@ impl TrainingState {
             let text = "the corpus with SHA-256 ";
             let (old, new) = (&self.corpus_sha256, &now.corpus_sha256);
             return Err(changed("data", &format!("{text}{old}"), &format!("{text}{new}")));
+        }
+        // Older checkpoints do not say.
+        if let (Some(old), Some(new)) = (&self.tokenizer_sha256, &now.tokenizer_sha256)
+            && old != new
+        {
+            let text = "a tokenizer with SHA-256 ";
+            let key = match now.config.model.init_from {
+                None => "data.tokenizer",
+                Some(_) => "model.init_from",
+            };
+            return Err(changed(key, &format!("{text}{old}"), &format!("{text}{new}")));
         }
         if self.trunk_sha256 != now.trunk_sha256 {
             let text = |sha256: &Option<String>| {
@@ -216,7 +232,8 @@ impl Checkpoints {
     }
 
     /// The newest checkpoint that is whole; `None` where there is none at all. Damaged ones are
-    /// named in the log and passed over. `read_model` reads the model's part of a folder.
+    /// named in the log and passed over; one of another recipe or corpus is refused. `read_model`
+    /// reads the model's part of a folder.
     pub(crate) fn load<M>(
         &self,
         now: &TrainingState,
@@ -225,11 +242,15 @@ impl Checkpoints {
         let mut first_problem = None;
         for step in self.steps()? {
             let path = self.path(step);
-            match load(&path, &mut read_model) {
-                Ok(loaded) => {
-                    loaded.state.check_same(now, &path)?;
-                    return Ok(Some(loaded));
+            let loaded = match checksums::verify(&path).and_then(|()| read_state(&path)) {
+                Ok(state) => {
+                    state.check_same(now, &path)?;
+                    read_tensors(&path, state, &mut read_model)
                 }
+                Err(error) => Err(error),
+            };
+            match loaded {
+                Ok(loaded) => return Ok(Some(loaded)),
                 Err(error) => {
                     tracing::warn!(
                         "checkpoint {} is damaged and passed over: {error}",
@@ -282,16 +303,13 @@ fn write_optimizer(optimizer: &Optimizer, path: &Path) -> Result<(), Error> {
     })?)
 }
 
-fn load<M>(
+fn read_tensors<M>(
     path: &Path,
+    state: TrainingState,
     read_model: &mut impl FnMut(&Path) -> Result<M, Error>,
 ) -> Result<Loaded<M>, Error> {
-    checksums::verify(path)?;
-    Ok(Loaded {
-        state: read_state(path)?,
-        model: read_model(path)?,
-        optimizer: SafetensorsFiles::open(&[&path.join(OPTIMIZER)])?,
-    })
+    let optimizer = SafetensorsFiles::open(&[&path.join(OPTIMIZER)])?;
+    Ok(Loaded { state, model: read_model(path)?, optimizer })
 }
 
 fn read_state(path: &Path) -> Result<TrainingState, Error> {

@@ -555,10 +555,10 @@ impl TrainConfig {
     }
 }
 
-fn default_rope_theta() -> f64 {
+pub(crate) fn default_rope_theta() -> f64 {
     10_000.0
 }
-fn default_norm_eps() -> f64 {
+pub(crate) fn default_norm_eps() -> f64 {
     1e-5
 }
 fn default_head_type() -> String {

@@ -109,7 +109,7 @@ mod tests {
         let recipe = TrainConfig::from_toml(RECIPE, &[]).unwrap();
         let tokenizer = Tokenizer::named(&recipe.data.tokenizer).unwrap();
         let states = folder.path().join("states");
-        let state = TrainingState::new(&recipe, "corpus");
+        let state = TrainingState::new(&recipe, "corpus", &Tokenizer::bytes());
         let cache = StateCache::new(&state, &tokenizer, states, Device::Cpu).unwrap();
 
         let mut sums = vec![0.0; VOCAB];

@@ -4,7 +4,10 @@ use foretoken_heads::{BlockHead, Registry};
 use foretoken_loss::Curriculum;
 use toml::{Table, Value};
 
-use crate::config::{DataSection, Documents, Execution, HeadTraining, HeadsSection, TrainConfig};
+use crate::config::{
+    DataSection, Documents, Execution, HeadTraining, HeadsSection, TrainConfig, default_norm_eps,
+    default_rope_theta,
+};
 use crate::loss_section::LossSection;
 use crate::{Error, schedule};
 
@@ -122,7 +125,8 @@ fn apply(table: &mut Table, set: &str) -> Result<(), Error> {
     let malformed = || Error::Set { set: set.to_owned() };
     let (key, value) = set.split_once('=').ok_or_else(malformed)?;
     let (section, key) = key.trim().split_once('.').ok_or_else(malformed)?;
-    let value = value.trim();
+    // A text keeps its spaces, unless there are some around the sign as well.
+    let value = if value.starts_with(char::is_whitespace) { value.trim() } else { value };
     let value = format!("value = {value}")
         .parse::<Table>()
         .ok()
@@ -231,12 +235,18 @@ fn edit_distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
+/// More heads than anybody trains: what files of heads may have.
+const MOST_HEADS: usize = 1 << 10;
+
 /// Refuses combinations that can't be trained, naming the key.
 pub(crate) fn check(config: &TrainConfig) -> Result<(), Error> {
     match config.model.init_from {
         None => check_model(config)?,
         Some(_) => check_sizes_are_left_out(config)?,
     }
+    require(config.heads.count <= MOST_HEADS, "heads.count", || {
+        format!("{} heads are more than {MOST_HEADS}", config.heads.count)
+    })?;
     check_heads_alone(config)?;
     check_written_text(config)?;
     check_mixture(&config.data)?;
@@ -315,6 +325,14 @@ fn check_sizes_are_left_out(config: &TrainConfig) -> Result<(), Error> {
         ("model.context", model.context),
     ] {
         require(value == 0, key, || {
+            "comes with the model in model.init_from: leave one of the two out".to_owned()
+        })?;
+    }
+    for (key, value, default) in [
+        ("model.rope_theta", model.rope_theta, default_rope_theta()),
+        ("model.norm_eps", model.norm_eps, default_norm_eps()),
+    ] {
+        require(value.to_bits() == default.to_bits(), key, || {
             "comes with the model in model.init_from: leave one of the two out".to_owned()
         })?;
     }

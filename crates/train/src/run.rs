@@ -160,7 +160,7 @@ fn run(config: &TrainConfig, out: &Path, options: &TrainOptions) -> Result<Train
     let start = Start::new(config)?;
     let root = options.corpus_root.as_deref();
     let corpus = Corpus::prepare(config, start.tokenizer.clone(), &shards, root)?;
-    let fresh = TrainingState::new(config, &corpus.sha256());
+    let fresh = TrainingState::new(config, &corpus.sha256(), &corpus.tokenizer);
     let setup = Setup { config, options, out, start: &start, corpus: &corpus };
     let trainer = match config.heads.train {
         HeadTraining::Together => setup.together(&checkpoints, fresh)?,

@@ -13,6 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::Error;
 use crate::checkpoint::TrainingState;
+use crate::folder::remove;
 use crate::written::{Read, WrittenText};
 
 const TOKENS: &str = "tokens";
@@ -130,13 +131,10 @@ impl StateCache {
         Ok(())
     }
 
-    /// Removes the files: they take much room, and only this training has a use for them.
+    /// Removes the files, those that this training had before a resume among them: they take much
+    /// room, and nobody else has a use for them.
     pub(crate) fn remove(&self) -> Result<(), Error> {
-        match &self.folder {
-            Some(_) => fs::remove_dir_all(&self.root)
-                .map_err(|source| Error::Write { path: self.root.clone(), source }),
-            None => Ok(()),
-        }
+        remove(&self.root)
     }
 }
 
@@ -145,7 +143,7 @@ fn name(state: &TrainingState) -> Result<String, Error> {
     let config = &state.config;
     let train = &config.train;
     let text = serde_json::to_string(&(
-        (&state.trunk_sha256, &state.corpus_sha256, &config.data),
+        (&state.trunk_sha256, &state.corpus_sha256, &state.tokenizer_sha256, &config.data),
         (train.batch, config.columns(), train.seed, train.precision, &config.heads.kind),
     ));
     let text =
@@ -209,7 +207,7 @@ mod tests {
             [train]\nsteps = 9\nbatch = 2\nsequence = 8\nseed = 1\n";
         let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
         let config = TrainConfig::from_toml(RECIPE, &sets).unwrap();
-        let mut state = TrainingState::new(&config, corpus);
+        let mut state = TrainingState::new(&config, corpus, &Tokenizer::bytes());
         state.trunk_sha256 = Some(trunk.to_owned());
         state
     }

@@ -111,15 +111,15 @@ struct Begins {
 }
 
 impl Begins {
-    /// Rows `[batch, columns]` from the text on, filled up behind with a token that nobody reads.
+    /// Rows `[batch, columns]` from the text on, with what stood before it behind: a row goes on with
+    /// that where the model ends its text early.
     fn cut(&self, rows: &Tensor, prompt: usize) -> Result<Tensor, Error> {
         let shape = rows.size();
         let columns = rows.size2()?.1 as usize;
         let mut tokens = Vec::<i64>::try_from(rows.f_reshape([-1])?)?;
         for row in tokens.chunks_exact_mut(columns) {
             let start = self.find(row)?.filter(|start| start + prompt <= columns).unwrap_or(0);
-            row.copy_within(start.., 0);
-            row[columns - start..].fill(0);
+            row.rotate_left(start);
         }
         Ok(Tensor::f_from_slice(&tokens)?.f_view(shape.as_slice())?)
     }
@@ -152,7 +152,7 @@ mod tests {
         let text = |index: i64| -> Vec<u8> {
             Vec::<i64>::try_from(cut.get(index)).unwrap().iter().map(|&id| id as u8).collect()
         };
-        assert_eq!(text(0), b"def f(x): def \0\0\0\0\0\0\0\0");
+        assert_eq!(text(0), "def f(x): def é = 1; ".as_bytes());
         // The second has none, and the third none with room for eight tokens.
         assert_eq!(text(1), b"nothing of that kind..");
         assert_eq!(text(2), b"a very long row def x:");

@@ -373,7 +373,82 @@ fn heads_do_not_go_on_on_another_model() {
     let longer = on_a_pretrained_model(&place, &["train.steps=6"]);
     let resume = TrainOptions { resume: true, ..TrainOptions::default() };
     let error = train(&longer, &place.path("run"), &resume).unwrap_err().to_string();
-    assert!(error.contains("another model"), "{error}");
+    assert!(error.starts_with("`model.init_from` is a model with SHA-256"), "{error}");
+}
+
+#[test]
+fn another_recipe_of_heads_alone_is_refused_by_its_key() {
+    let place = Place::new();
+    let config = on_a_pretrained_model(&place, &["train.steps=3"]);
+    train(&config, &place.path("run"), &TrainOptions::default()).unwrap();
+    let resume = TrainOptions { resume: true, ..TrainOptions::default() };
+    for (set, key) in [("heads.count=4", "heads.count"), ("heads.type=medusa", "heads.type")] {
+        let other = on_a_pretrained_model(&place, &["train.steps=6", set]);
+        let error = train(&other, &place.path("run"), &resume).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("`{key}`")) && error.contains("step-3"), "{error}");
+    }
+    let config = on_a_pretrained_model(&place, &["train.steps=6"]);
+    let tokenizer = place.path("base/model/tokenizer.json");
+    let changed = fs::read_to_string(&tokenizer).unwrap().replace("reserved_1", "another_1");
+    fs::write(&tokenizer, changed).unwrap();
+    let error = train(&config, &place.path("run"), &resume).unwrap_err().to_string();
+    assert!(error.starts_with("`model.init_from` is a tokenizer with SHA-256"), "{error}");
+}
+
+#[test]
+fn heads_of_a_model_that_was_tuned_further_learn_on_or_make_room() {
+    let place = Place::new();
+    let train_ = |config: &TrainConfig, out: &str| {
+        train(config, &place.path(out), &TrainOptions::default()).map(|_| ())
+    };
+    let config = on_a_pretrained_model(&place, &["train.steps=3", "heads.draft_vocabulary=40"]);
+    train_(&config, "heads").unwrap();
+    place.train("other", &["heads.count=1", "train.steps=31"]).unwrap();
+    let stock = "model/model.safetensors";
+    fs::copy(place.path("other").join(stock), place.path("heads").join(stock)).unwrap();
+    assert!(MultiTokenModel::load(&place.path("heads/model"), Kind::Float, Device::Cpu).is_err());
+
+    let from = format!("model.init_from='{}'", place.path("heads/model").display());
+    let on_it = |sets: &[&str]| {
+        on_a_pretrained_model(&place, &[&["train.steps=3", from.as_str()], sets].concat())
+    };
+    train_(&on_it(&["heads.draft_vocabulary=0"]), "on").unwrap();
+    train_(&on_it(&["heads.type=medusa"]), "medusa").unwrap();
+    let load = |name: &str| MultiTokenModel::load(&place.path(name), Kind::Float, Device::Cpu);
+    let (on, medusa) = (load("on/model").unwrap(), load("medusa/model").unwrap());
+    // All of the vocabulary, as the recipe says, although the heads had a part of it.
+    assert!(on.draft_vocabulary().is_none());
+    assert_eq!(medusa.config().heads.kind, "medusa");
+    let other = load("other/model").unwrap().stock_sha256().unwrap();
+    assert_eq!(on.stock_sha256().unwrap(), other);
+    assert_eq!(medusa.stock_sha256().unwrap(), other);
+    // Heads that are replaced need not be there.
+    fs::remove_file(place.path("heads/model/heads.safetensors")).unwrap();
+    train_(&on_it(&["heads.type=linear"]), "linear").unwrap();
+    assert!(train_(&on_it(&[]), "missing").unwrap_err().to_string().contains("heads.safetensors"));
+}
+
+#[test]
+fn rows_reach_as_far_as_the_models_context_and_no_further() {
+    let place = Place::new();
+    for kind in ["block", "informed"] {
+        let sequence = |tokens: usize| {
+            let (kind, tokens) = (format!("heads.type={kind}"), format!("train.sequence={tokens}"));
+            let written = ["data.batches=2", "data.generated=0.5", "data.prompt_tokens=4"];
+            let sets = [&["train.steps=2", &kind, &tokens], written.as_slice()].concat();
+            let config = on_a_pretrained_model(&place, &sets);
+            train(&config, &place.path(&format!("{kind}-{tokens}")), &TrainOptions::default())
+        };
+        // Three heads learn of two tokens behind the row, too.
+        sequence(30).unwrap();
+        let error = sequence(31).unwrap_err().to_string();
+        assert!(error.starts_with("`train.sequence`") && error.contains("32"), "{error}");
+    }
+    // A model of one's own: heads that are told tokens see those behind the row.
+    place.train("block", &["train.steps=2", "train.sequence=32"]).unwrap();
+    let informed = ["train.steps=2", "heads.type=informed", "train.sequence=32"];
+    let error = place.train("informed", &informed).unwrap_err().to_string();
+    assert!(error.starts_with("`train.sequence`"), "{error}");
 }
 
 #[test]

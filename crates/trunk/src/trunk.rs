@@ -13,7 +13,7 @@ pub struct Trunk {
     pub embed_tokens: Tensor,
     /// The shared blocks, in order.
     pub blocks: Vec<Block>,
-    /// Rotary tables for the model's whole context, used by the heads too.
+    /// Rotary tables that can reach as far as the model's context, used by the heads too.
     pub rotary: Rotary,
 }
 

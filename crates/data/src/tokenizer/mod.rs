@@ -10,6 +10,7 @@ mod problem;
 mod stream;
 mod vocabulary;
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,16 +27,25 @@ use crate::{Error, Result};
 
 /// Turns text into token ids and back: one id a byte, or whatever a `tokenizer.json` says.
 ///
-/// Cheap to clone. Two tokenizers are the same where their [`TokenizerInfo`]s are equal.
+/// Cheap to clone. Two tokenizers are the same, but for [their models'
+/// rows](Tokenizer::with_rows), where their [`TokenizerInfo`]s are equal.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     kind: Kind,
+    /// Rows of its model's embedding; 0 where there is no telling.
+    rows: usize,
 }
 
 #[derive(Clone, Debug)]
 enum Kind {
     Bytes,
     File(Arc<FileTokenizer>),
+}
+
+impl From<Kind> for Tokenizer {
+    fn from(kind: Kind) -> Self {
+        Self { kind, rows: 0 }
+    }
 }
 
 /// What a manifest and a checkpoint remember of a tokenizer, to recognise it by.
@@ -62,7 +72,7 @@ impl Tokenizer {
     /// The byte-level tokenizer: ids 0 to 255 are the bytes of UTF-8, 256 is `<|endoftext|>`,
     /// 257 to 263 are reserved special tokens.
     pub fn bytes() -> Self {
-        Self { kind: Kind::Bytes }
+        Kind::Bytes.into()
     }
 
     /// Reads any `tokenizer.json` of the `tokenizers` library.
@@ -79,7 +89,7 @@ impl Tokenizer {
             return Ok(Self::bytes());
         }
         let file = FileTokenizer::new(path, raw)?;
-        Ok(Self { kind: Kind::File(Arc::new(file)) })
+        Ok(Kind::File(Arc::new(file)).into())
     }
 
     /// Makes the tokenizer that a GGUF file's metadata describes. [`save`](Self::save) then writes
@@ -89,7 +99,7 @@ impl Tokenizer {
     /// When the vocabulary contradicts itself, or is of a kind that is not known.
     pub fn from_vocabulary(vocabulary: &Vocabulary) -> Result<Self> {
         let file = vocabulary.tokenizer()?;
-        Ok(Self { kind: Kind::File(Arc::new(file)) })
+        Ok(Kind::File(Arc::new(file)).into())
     }
 
     /// What a GGUF file's metadata says of this tokenizer: the way back from
@@ -123,6 +133,27 @@ impl Tokenizer {
             "bytes" => Ok(Self::bytes()),
             path => Self::from_file(Path::new(path)),
         }
+    }
+
+    /// The tokenizer of a model whose embedding has so many rows: those behind the vocabulary, by
+    /// which publishers round it up, are tokens without text from now on, and no longer unknown.
+    ///
+    /// ```
+    /// # fn main() -> foretoken_data::Result<()> {
+    /// let bytes = foretoken_data::Tokenizer::bytes();
+    /// assert!(bytes.decode(&[72, 300, 105]).is_err());
+    /// assert_eq!(bytes.with_rows(320).decode(&[72, 300, 105])?, "Hi");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_rows(self, rows: usize) -> Self {
+        Self { rows, ..self }
+    }
+
+    /// Ids without text behind the vocabulary.
+    fn silent(&self) -> Range<usize> {
+        self.vocab_size()..self.rows
     }
 
     /// The ids of a text, taken as plain text: no special token is added, and one that is spelt
@@ -164,8 +195,12 @@ impl Tokenizer {
     /// The text of some ids. Special tokens have no text; bytes that are no UTF-8 become U+FFFD.
     ///
     /// # Errors
-    /// For an id outside the vocabulary.
+    /// For an id outside the vocabulary, unless [its model has it](Self::with_rows).
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let silent = self.silent();
+        let spoken: Vec<u32> =
+            ids.iter().copied().filter(|&id| !silent.contains(&(id as usize))).collect();
+        let ids = spoken.as_slice();
         match &self.kind {
             Kind::Bytes => {
                 let bytes = ids
@@ -181,8 +216,8 @@ impl Tokenizer {
     /// A decoder for ids that come one after the other.
     pub fn stream(&self) -> StreamDecoder {
         match &self.kind {
-            Kind::Bytes => StreamDecoder::bytes(),
-            Kind::File(file) => StreamDecoder::file(Arc::clone(file)),
+            Kind::Bytes => StreamDecoder::bytes(self.silent()),
+            Kind::File(file) => StreamDecoder::file(Arc::clone(file), self.silent()),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Decoding ids one by one, never half a character.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::bytes::ByteVocabulary;
@@ -28,6 +29,8 @@ const MOST_PENDING: usize = 64;
 #[derive(Debug)]
 pub struct StreamDecoder {
     state: State,
+    /// Ids behind the vocabulary that have no text.
+    silent: Range<usize>,
 }
 
 #[derive(Debug)]
@@ -50,19 +53,23 @@ struct Window {
 }
 
 impl StreamDecoder {
-    pub(super) fn bytes() -> Self {
-        Self { state: State::Bytes(Vec::with_capacity(4)) }
+    pub(super) fn bytes(silent: Range<usize>) -> Self {
+        Self { state: State::Bytes(Vec::with_capacity(4)), silent }
     }
 
-    pub(super) fn file(tokenizer: Arc<FileTokenizer>) -> Self {
-        Self { state: State::File(Window { tokenizer, ids: Vec::new(), settled: 0, emitted: 0 }) }
+    pub(super) fn file(tokenizer: Arc<FileTokenizer>, silent: Range<usize>) -> Self {
+        let window = Window { tokenizer, ids: Vec::new(), settled: 0, emitted: 0 };
+        Self { state: State::File(window), silent }
     }
 
     /// Takes the next id; gives the text that is now certain, if any.
     ///
     /// # Errors
-    /// For an id outside the vocabulary.
+    /// For an id outside the vocabulary, unless its model has it.
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
+        if self.silent.contains(&(id as usize)) {
+            return Ok(None);
+        }
         let text = match &mut self.state {
             State::Bytes(pending) => {
                 pending.extend(ByteVocabulary::byte(id)?);

@@ -182,6 +182,23 @@ fn a_byte_stream_replaces_a_bad_byte_as_soon_as_it_is_known_to_be_bad() {
 }
 
 #[test]
+fn rows_of_the_model_behind_the_vocabulary_have_no_text() {
+    for tokenizer in [Tokenizer::bytes(), tokenizer_of(&bpe_json())] {
+        let text = "né日";
+        let mut ids = tokenizer.encode(text).unwrap();
+        // Between the bytes of a character too.
+        ids.insert(2, 264);
+        ids.push(299);
+        let padded = tokenizer.clone().with_rows(300);
+        assert_eq!(padded.decode(&ids).unwrap(), text);
+        assert_eq!(streamed(padded.stream(), &ids), text);
+        assert_eq!(padded.info(), tokenizer.info());
+        assert!(padded.decode(&[300]).is_err() && padded.stream().push(300).is_err());
+        assert!(tokenizer.clone().with_rows(10).decode(&[263]).is_ok());
+    }
+}
+
+#[test]
 fn an_id_outside_the_vocabulary_is_refused_by_its_number() {
     for tokenizer in [Tokenizer::bytes(), tokenizer_of(&bpe_json())] {
         let error = tokenizer.decode(&[65, 264]).unwrap_err();

@@ -140,9 +140,9 @@ impl<T: Real> BlockWeights<T> {
     /// Ends without a barrier where `outputs` > 0: no other worker may yet read `y`.
     ///
     /// # Safety
-    /// Every worker of the team calls it with the same arguments; the views, the cache, the rotary
-    /// table and the scratch space have room for the rows and fit the shape, and belong to the
-    /// team alone.
+    /// Every worker of the team calls it with the same arguments; the views, the cache and the
+    /// scratch space have room for the rows, the rotary table reaches them, and all fit the shape and
+    /// belong to the team alone.
     pub(super) unsafe fn part(&self, worker: &Worker<'_>, call: &BlockCall<'_, T>) {
         let BlockCall { x, y, places, outputs, cache, rotary, scratch } = *call;
         let rows = places.count();

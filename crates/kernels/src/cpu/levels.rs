@@ -66,9 +66,10 @@ pub(super) struct Form {
 }
 
 /// For each form, the smallest first.
-pub(super) const FORMS: [Form; 4] = [
+pub(super) const FORMS: [Form; 5] = [
     Form { bits: 4, block: 32, wide: false },
     Form { bits: 4, block: 32, wide: true },
+    Form { bits: 8, block: 32, wide: false },
     Form { bits: 8, block: 32, wide: true },
     Form { bits: 8, block: 16, wide: true },
 ];
@@ -444,9 +445,9 @@ pub(super) mod tests {
             Format::Q5_1 => (2, from_least(5, d, half(d * least))),
             Format::Q8_0 => (2, from_zero(8)),
             Format::Q4K => (1, from_least(4, d * sixth, least_of_k)),
-            Format::Q5K => (2, from_least(5, d * sixth, least_of_k)),
+            Format::Q5K => (3, from_least(5, d * sixth, least_of_k)),
             Format::Q6K => (
-                3,
+                4,
                 Box::new(move |place: usize, level| {
                     let scale = if place < 16 { scale } else { least_scale };
                     d * f32::from(scale.cast_signed()) * (f32::from(level >> 2) - 32.0)

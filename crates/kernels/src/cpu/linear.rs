@@ -336,7 +336,8 @@ impl<T: Real> PackedLinear<T> {
             Kept::Levels(0) => T::dispatch_levels(self.isa, OfLevels::<_, 0>(product)),
             Kept::Levels(1) => T::dispatch_levels(self.isa, OfLevels::<_, 1>(product)),
             Kept::Levels(2) => T::dispatch_levels(self.isa, OfLevels::<_, 2>(product)),
-            Kept::Levels(_) => T::dispatch_levels(self.isa, OfLevels::<_, 3>(product)),
+            Kept::Levels(3) => T::dispatch_levels(self.isa, OfLevels::<_, 3>(product)),
+            Kept::Levels(_) => T::dispatch_levels(self.isa, OfLevels::<_, 4>(product)),
         }
     }
 }
@@ -346,5 +347,5 @@ fn put<'p, T: 'p>(places: impl Iterator<Item = &'p mut T>, kept: impl Iterator<I
     places.zip(kept).for_each(|(place, w)| *place = w);
 }
 
-const _: () = assert!(FORMS.len() == 4, "a product for each form");
+const _: () = assert!(FORMS.len() == 5, "a product for each form");
 const _: () = assert!(PAD.is_multiple_of(16), "an output row has room for the last whole vector");

@@ -58,7 +58,8 @@ pub struct Room {
     pub threads: usize,
 }
 
-/// The working space of passes: threads, rotary table and room for rows, all made once.
+/// The working space of passes: threads, rotary table and room for rows, all made once; the table's
+/// angles are computed as texts get so far.
 pub struct Workspace<T> {
     team: Team,
     rotary: RotaryTable<T>,
@@ -92,6 +93,14 @@ pub struct Pass<'p, T> {
     pub outputs: usize,
     /// What makes logits of the heads' outputs.
     pub unembedding: &'p Unembedding<T>,
+}
+
+impl<T: Real> Pass<'_, T> {
+    /// Positions of the text that there are behind it.
+    fn positions(&self) -> usize {
+        let caches = self.trunk.caches.iter().chain(self.heads.caches.iter());
+        caches.map(|cache| cache.len() + self.rows).max().unwrap_or(0)
+    }
 }
 
 impl<T: Real> Workspace<T> {
@@ -190,6 +199,7 @@ impl<T: Real> Workspace<T> {
     fn run_with(&mut self, pass: Pass<'_, T>, tokens: Option<&TokenWeights<T>>) -> &[u32] {
         let outputs = self.check(&pass);
         self.check_tokens(&pass, tokens);
+        self.rotary.reach(pass.positions());
         let Pass { rows, others, trunk, heads, unembedding, .. } = pass;
         let (count, through) = (rows + others.len(), pass.outputs + others.len());
         let told = tokens.zip(self.told.as_ref().map(|told| told.views(self.x.view())));
@@ -207,8 +217,9 @@ impl<T: Real> Workspace<T> {
                 rotary,
                 scratch,
             };
-            // SAFETY: `check` found room for everything; `self` and the caches are borrowed alone,
-            // so they belong to the team for now; every worker runs these same lines.
+            // SAFETY: `check` found room for everything, and the rotary table reaches so far; `self`
+            // and the caches are borrowed alone, so they belong to the team for now; every worker runs
+            // these same lines.
             unsafe {
                 for (block, cache) in trunk.weights.iter().zip(trunk_caches) {
                     block.part(worker, &call(cache, x, x, count));
@@ -301,8 +312,7 @@ impl<T: Real> Workspace<T> {
             pass.others.iter().all(|&other| other < pass.rows),
             "others than the rows there are"
         );
-        let caches = pass.trunk.caches.iter().chain(pass.heads.caches.iter());
-        let positions = caches.map(|c| c.len() + pass.rows).max().unwrap_or(0);
+        let positions = pass.positions();
         assert!(
             count <= self.x.rows()
                 && pass.outputs <= pass.rows

@@ -35,7 +35,8 @@ pub trait WeightSource {
         Ok(())
     }
 
-    /// Refuses a context that is out of all proportion to the weights, before memory is taken for it.
+    /// Refuses a context that is out of all proportion to the weights: caches and tables can become as
+    /// long.
     ///
     /// # Errors
     /// When a text of the whole context had more than 2²⁸ numbers and more than 64 times as many as

@@ -12,7 +12,7 @@ const CONTEXT: usize = 4096;
 const MULTIPLE_OF: usize = 256;
 const ROPE_THETA: f64 = 10_000.0;
 const NORM_EPS: f64 = 1e-5;
-/// The longest context that is believed: the rotary tables are as long.
+/// The longest context that is believed: caches and tables can become as long.
 const LONGEST_CONTEXT: usize = 1 << 20;
 /// Keys of later models of Meta's that change what is computed.
 const UNSUPPORTED: [&str; 5] =
