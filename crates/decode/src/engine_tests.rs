@@ -137,7 +137,7 @@ fn walk(
             match least {
                 None => assert_eq!(chosen.len(), heads),
                 Some(least) if chosen.len() < heads => {
-                    assert!(*certainties.next().unwrap() < least)
+                    assert!(*certainties.next().unwrap() < least);
                 }
                 Some(_) => {}
             }
