@@ -237,6 +237,9 @@ pub(crate) struct LogitsArguments {
     /// The file to write
     #[arg(long, value_name = "FILE.safetensors")]
     pub(crate) out: PathBuf,
+    /// Where the model runs
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub(crate) device: DeviceName,
     /// Print where and what was written as one JSON object
     #[arg(long)]
     pub(crate) json: bool,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
+use foretoken_kernels::{allow_cudnn_attention, allow_tf32};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 const CUDA_PART: &str = "libtorch_cuda.so";
@@ -14,15 +15,23 @@ const CUDA_PART: &str = "libtorch_cuda.so";
 const VERSION: &str = "2.11.0";
 
 /// Loads libtorch's CUDA part, from `FORETOKEN_TORCH_LIB`, `LIBTORCH`, or the `torch` that
-/// `python3` has, unless it is linked.
+/// `python3` has, unless it is linked; then, for the whole process, float32 is multiplied as such
+/// until a recipe asks for TF32, and attention is libtorch's own.
 pub(crate) fn load() -> anyhow::Result<()> {
     if cfg!(feature = "nccl") {
         ensure!(
             tch::Cuda::is_available(),
             "--device cuda: libtorch finds no GPU; see what nvidia-smi says"
         );
-        return Ok(());
+    } else {
+        load_part()?;
     }
+    // Whatever the environment says.
+    allow_tf32(false)?;
+    Ok(allow_cudnn_attention(false)?)
+}
+
+fn load_part() -> anyhow::Result<()> {
     let Some(folder) = places().into_iter().find(|folder| folder.join(CUDA_PART).is_file()) else {
         bail!(
             "--device cuda: {CUDA_PART} of libtorch {VERSION} was not found; point \

@@ -51,12 +51,15 @@ fn a_command_line_that_makes_no_sense_exits_with_2() {
 #[test]
 fn a_device_that_is_not_there_is_refused() {
     let place = Place::new();
-    let arguments = ["generate", "--model", model(), "--prompt", "x", "--device", "cuda"];
-    let mut command = place.foretoken(&arguments);
-    // Wherever this runs: no python3, no libtorch with CUDA.
-    command.env("PATH", place.path("none")).env_remove("LIBTORCH");
-    command.env("FORETOKEN_TORCH_LIB", place.path("none"));
-    assert_refused(&command.output().unwrap(), 1, &["--device cuda", "FORETOKEN_TORCH_LIB"]);
+    let generate = ["generate", "--model", model(), "--prompt", "x", "--device", "cuda"];
+    let logits = ["logits", "--model", model(), "--prompt", "x", "--device", "cuda", "--out", "o"];
+    for arguments in [&generate[..], &logits] {
+        let mut command = place.foretoken(arguments);
+        // Wherever this runs: no python3, no libtorch with CUDA.
+        command.env("PATH", place.path("none")).env_remove("LIBTORCH");
+        command.env("FORETOKEN_TORCH_LIB", place.path("none"));
+        assert_refused(&command.output().unwrap(), 1, &["--device cuda", "FORETOKEN_TORCH_LIB"]);
+    }
 }
 
 #[test]

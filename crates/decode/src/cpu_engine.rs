@@ -196,7 +196,7 @@ impl<T: Weight> CpuEngine<T> {
         let named = |place: u32| self.drafts.get(place as usize).copied().unwrap_or(place);
         let token = named(best);
         self.drafted.tokens.push(token);
-        if wanted.others > 0 || wanted.least.is_some() {
+        if wanted.asks_likelihoods() {
             let drafting = self.drafting_unembedding.as_ref().unwrap_or(&self.unembedding);
             let logits = &self.workspace.logits(row)[..drafting.product.outputs()];
             let (own, next) = runners_up(logits, best as usize, wanted.others);
@@ -236,7 +236,7 @@ impl<T: Weight> CpuEngine<T> {
             told.push_told(self.workspace.hidden(0));
             let Some(best) = self.tell(index, true) else { break };
             token = self.note(index, 0, best, wanted);
-            if wanted.least.is_some_and(|least| self.certainty < least) {
+            if wanted.leaves_out(self.certainty) {
                 break;
             }
         }

@@ -16,9 +16,20 @@ pub(crate) struct Wanted {
     pub(crate) heads: usize,
     /// Tokens that they like next at most.
     pub(crate) others: usize,
-    /// The logarithm of how likely drafts, with those before, and others have to be thought at least;
-    /// where it is `None`, nobody asks how likely drafts are.
+    /// The logarithm of how likely drafts, with those before, and others have to be thought at least.
     pub(crate) least: Option<f64>,
+}
+
+impl Wanted {
+    /// Whether somebody asks how likely drafts are.
+    pub(crate) fn asks_likelihoods(self) -> bool {
+        self.others > 0 || self.least.is_some()
+    }
+
+    /// Whether what is thought that likely, as a logarithm, is left out.
+    pub(crate) fn leaves_out(self, likelihood: f64) -> bool {
+        self.least.is_some_and(|least| likelihood < least)
+    }
 }
 
 /// What heads draft behind a text.
@@ -42,13 +53,12 @@ impl Drafts {
 
     /// Leaves what is wanted, the likeliest others in order.
     pub(crate) fn leave(&mut self, wanted: Wanted) {
-        if let Some(least) = wanted.least {
-            let sure = self.certainties.iter().take_while(|&&certainty| certainty >= least);
-            self.tokens.truncate(sure.count());
-            // In place of a draft that is not there, nothing can stand.
-            let drafts = self.tokens.len();
-            self.others.retain(|other| other.likelihood >= least && other.head <= drafts);
+        if let Some(unsure) = self.certainties.iter().position(|&c| wanted.leaves_out(c)) {
+            self.tokens.truncate(unsure);
         }
+        // In place of a draft that is not there, nothing can stand.
+        let drafts = self.tokens.len();
+        self.others.retain(|other| !wanted.leaves_out(other.likelihood) && other.head <= drafts);
         self.others.sort_by(|a, b| b.likelihood.total_cmp(&a.likelihood));
         self.others.truncate(wanted.others);
     }

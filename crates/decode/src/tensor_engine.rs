@@ -161,7 +161,7 @@ impl<'m> TensorEngine<'m> {
             let Some(row) = self.tell(index)? else { break };
             token = self.choose_drafts(&row)?.first().copied().unwrap_or(0);
             self.note(index, &[token], wanted)?;
-            if wanted.least.is_some_and(|least| self.certainty < least) {
+            if wanted.leaves_out(self.certainty) {
                 break;
             }
         }
@@ -189,7 +189,7 @@ impl<'m> TensorEngine<'m> {
     fn note(&mut self, first: usize, tokens: &[u32], wanted: Wanted) -> Result<()> {
         self.drafts.tokens.extend_from_slice(tokens);
         let others = wanted.others;
-        if others == 0 && wanted.least.is_none() {
+        if !wanted.asks_likelihoods() {
             return Ok(());
         }
         let (_, vocab) = self.logits.size2()?;

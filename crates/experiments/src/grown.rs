@@ -37,6 +37,14 @@ impl Grown<'_> {
         }
     }
 
+    /// Where they were trained, `cpu` or `cuda`; `here` where that is not known.
+    pub(crate) fn trained_on<'a>(&'a self, here: &'a str) -> &'a str {
+        match self {
+            Self::Trained(_, trained) => trained.device.as_deref().unwrap_or(here),
+            Self::Kept(kept) => &kept.record.device,
+        }
+    }
+
     /// Tokens seen and the mean loss of the first head that was trained.
     pub(crate) fn loss_curve(&self) -> anyhow::Result<Vec<(f64, f64)>> {
         match self {

@@ -152,7 +152,13 @@ mod tests {
             heads_sha256: String::new(),
             corpus_sha256: "c0ffee".to_owned(),
             device: "cpu".to_owned(),
-            trained: Trained { steps: 7, tokens_seen: 70, seconds: 1.5, peak_memory_bytes: 9 },
+            trained: Trained {
+                steps: 7,
+                tokens_seen: 70,
+                seconds: 1.5,
+                peak_memory_bytes: 9,
+                device: None,
+            },
             loss_curve: vec![(10.0, 3.5), (70.0, 2.25)],
         }
     }

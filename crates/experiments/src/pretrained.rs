@@ -19,14 +19,14 @@ use crate::machine::{device_name, machine};
 use crate::measure::{Measured, Texts, check, measure};
 use crate::problems::prompts;
 use crate::recipe::precision;
-use crate::report::{Report, Versions, command};
+use crate::report::{HOST_MEMORY, Report, Versions, command};
 use crate::results::{LossCurve, SpeedResults};
 use crate::rows::{
     about, begin, compact_rows, decoding_rows, held_out_rows, model_row, name, out_of_domain,
     settings, timing,
 };
 use crate::say::progress;
-use crate::training::{Job, ModelFolder};
+use crate::training::{Job, ModelFolder, Trained};
 use crate::{Recipe, ReproduceOptions};
 
 /// Raised when what is measured changes, so that cached measurements are taken again.
@@ -72,12 +72,11 @@ pub(crate) fn run(options: &ReproduceOptions, recipe: &Recipe) -> anyhow::Result
         None => run.train(&mut clock)?,
         Some(kept) => Grown::Kept(kept),
     };
-    let measured = run.measure(&grown, &mut clock)?;
-    let report = run.report(&grown, &measured, clock.seconds())?;
     if let Some(folder) = &options.keep_heads {
         run.keep(&grown, folder)?;
     }
-    Ok(report)
+    let measured = run.measure(&grown, &mut clock)?;
+    run.report(&grown, &measured, clock.seconds())
 }
 
 /// Where a published model and its prompts are.
@@ -202,12 +201,13 @@ impl<'r> Run<'r> {
     fn keep(&self, grown: &Grown<'_>, folder: &Path) -> anyhow::Result<()> {
         let model = grown.model(&self.published.file, Kind::Float, Device::Cpu)?;
         let options = self.options;
+        let device = grown.trained_on(device_name(options.device));
         let record = Record {
-            made_by: command(&options.experiment, options.preset.name(), false),
+            made_by: command(&options.experiment, options.preset.name(), false, device),
             heads_sha256: String::new(),
             corpus_sha256: self.corpus.manifest.sha256.clone(),
-            device: device_name(options.device).to_owned(),
-            trained: grown.trained().clone(),
+            device: device.to_owned(),
+            trained: Trained { device: None, ..grown.trained().clone() },
             loss_curve: grown.loss_curve()?,
         };
         Kept::write(folder, &model, &self.recipe.config_toml(self.heads())?, record)?;
@@ -264,7 +264,11 @@ impl<'r> Run<'r> {
     ) -> anyhow::Result<Report> {
         let (name, config) = (name(self.heads()), grown.config());
         let results = SpeedResults {
-            settings: settings(self.recipe, self.recipe.largest()?.train.sequence),
+            settings: settings(
+                self.recipe,
+                self.recipe.largest()?.train.sequence,
+                self.options.device,
+            ),
             machine: machine(self.options.device),
             timing: timing(&name, measured),
             compact: compact_rows(&name, measured),
@@ -277,6 +281,7 @@ impl<'r> Run<'r> {
             loss_curves: vec![LossCurve { model: name.clone(), points: grown.loss_curve()? }],
             sample: measured.sample.clone(),
             notes: self.notes(grown)?,
+            trained_on: self.trained_elsewhere(grown).map(str::to_owned),
         };
         Ok(Report {
             experiment: self.options.experiment.clone(),
@@ -293,6 +298,12 @@ impl<'r> Run<'r> {
             // The paper trains from scratch: no table of its is about this.
             paper: to_value(crate::PaperFigures::for_heads(&[]))?,
         })
+    }
+
+    /// Where the heads were trained, if not where they are measured.
+    fn trained_elsewhere<'g>(&self, grown: &'g Grown<'_>) -> Option<&'g str> {
+        let here = device_name(self.options.device);
+        Some(grown.trained_on(here)).filter(|&device| device != here)
     }
 
     fn notes(&self, grown: &Grown<'_>) -> anyhow::Result<Vec<String>> {
@@ -312,6 +323,15 @@ impl<'r> Run<'r> {
                 foretoken_train::TargetKind::Text => "the text",
             }
         )];
+        if let (Grown::Trained(..), Some(device)) = (grown, self.trained_elsewhere(grown)) {
+            notes.push(format!(
+                "The heads were trained on {device}: seconds and memory of their training are from \
+                 there."
+            ));
+        }
+        if grown.trained_on(device_name(self.options.device)) == device_name(Device::Cuda(0)) {
+            notes.push(HOST_MEMORY.to_owned());
+        }
         if let Grown::Kept(kept) = grown {
             let Record { made_by, device, corpus_sha256, .. } = &kept.record;
             notes.push(format!(
@@ -338,7 +358,9 @@ impl<'r> Run<'r> {
         }
         let plan = &self.recipe.decoding;
         if plan.alternatives > 0 {
-            let with_compact = match &plan.compact {
+            // On a CPU alone.
+            let compact = plan.compact.as_ref().filter(|_| !self.options.device.is_cuda());
+            let with_compact = match compact {
                 Some(compact) => format!(
                     " ({} with compact weights, as many as pay of {} where as many drafts are)",
                     compact.alternatives,

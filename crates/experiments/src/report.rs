@@ -9,6 +9,9 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+/// Noted in reports of GPUs.
+pub(crate) const HOST_MEMORY: &str = "The peak memory of a training is the host's, not the GPU's.";
+
 /// A finished run of an experiment. Every figure comes from the run that wrote it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -170,7 +173,7 @@ impl Report {
 
     /// The command that makes it again.
     pub fn command(&self) -> String {
-        command(&self.experiment, &self.preset, self.pretrained_heads)
+        command(&self.experiment, &self.preset, self.pretrained_heads, &self.device)
     }
 
     /// The model of this name.
@@ -189,10 +192,16 @@ pub(crate) fn variant(preset: &str, pretrained_heads: bool) -> String {
     format!("{preset}{}", if pretrained_heads { "-kept-heads" } else { "" })
 }
 
-/// The command that runs an experiment.
-pub(crate) fn command(experiment: &str, preset: &str, pretrained_heads: bool) -> String {
+/// The command that runs an experiment on a device, `cpu` or `cuda`.
+pub(crate) fn command(
+    experiment: &str,
+    preset: &str,
+    pretrained_heads: bool,
+    device: &str,
+) -> String {
     let kept = if pretrained_heads { " --pretrained-heads" } else { "" };
-    format!("cargo xtask reproduce {experiment} --preset {preset}{kept}")
+    let device = if device == "cpu" { String::new() } else { format!(" --device {device}") };
+    format!("cargo xtask reproduce {experiment} --preset {preset}{kept}{device}")
 }
 
 #[cfg(test)]
@@ -224,6 +233,8 @@ mod tests {
             report.command(),
             "cargo xtask reproduce speed --preset quick --pretrained-heads"
         );
+        let on_gpu = Report { device: "cuda".to_owned(), ..example::report() };
+        assert_eq!(on_gpu.command(), "cargo xtask reproduce speed --preset quick --device cuda");
         let text = report.to_json().unwrap();
         assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
         assert!(!example::report().to_json().unwrap().contains("pretrained_heads"));

@@ -33,6 +33,9 @@ pub struct SpeedResults {
     pub sample: Option<Sample>,
     /// What a reader has to know about this run.
     pub notes: Vec<String>,
+    /// Where the models were trained, `cpu` or `cuda`, if not where they are measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_on: Option<String>,
 }
 
 /// How decoding and losses were measured.

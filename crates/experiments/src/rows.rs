@@ -5,6 +5,7 @@ use foretoken_data::Manifest;
 use foretoken_decode::{DecoderOptions, DraftPrecision};
 use foretoken_eval::HeldOut;
 use foretoken_train::TrainConfig;
+use tch::Device;
 
 use crate::clock::Clock;
 use crate::measure::Measured;
@@ -82,7 +83,7 @@ pub(crate) fn decoding_rows(
 }
 
 /// How a recipe measures.
-pub(crate) fn settings(recipe: &Recipe, sequence: usize) -> Settings {
+pub(crate) fn settings(recipe: &Recipe, sequence: usize, device: Device) -> Settings {
     let precision = recipe.decoding.precision.as_str();
     Settings {
         prompt_tokens: recipe.decoding.prompt_tokens,
@@ -94,7 +95,7 @@ pub(crate) fn settings(recipe: &Recipe, sequence: usize) -> Settings {
         validation_sequence: sequence,
         precision: precision.to_owned(),
         draft_precision: match (precision, DecoderOptions::default().drafts) {
-            ("float32", DraftPrecision::BFloat16) => "bfloat16".to_owned(),
+            ("float32", DraftPrecision::BFloat16) if device == Device::Cpu => "bfloat16".to_owned(),
             _ => precision.to_owned(),
         },
     }

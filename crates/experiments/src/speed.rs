@@ -16,7 +16,7 @@ use crate::measure::{Measured, Texts, check, measure};
 use crate::paper::PaperFigures;
 use crate::recipe::precision;
 use crate::render::text::duration;
-use crate::report::{ModelRow, Report, Versions};
+use crate::report::{HOST_MEMORY, ModelRow, Report, Versions};
 use crate::results::{LossCurve, SpeedResults};
 use crate::rows::{
     about, begin, compact_rows, decoding_rows, held_out_rows, model_row, name, out_of_domain,
@@ -198,7 +198,7 @@ impl<'r> Run<'r> {
             })
         });
         Ok(SpeedResults {
-            settings: settings(self.recipe, jobs[0].config.train.sequence),
+            settings: settings(self.recipe, jobs[0].config.train.sequence, self.options.device),
             machine: machine(self.options.device),
             timing: named().flat_map(|(name, m)| timing(&name, m)).collect(),
             compact: named().flat_map(|(name, m)| compact_rows(&name, m)).collect(),
@@ -211,6 +211,7 @@ impl<'r> Run<'r> {
             loss_curves: loss_curves.collect::<anyhow::Result<_>>()?,
             sample: best_sample(measured),
             notes: self.notes(),
+            trained_on: None,
         })
     }
 
@@ -224,7 +225,7 @@ impl<'r> Run<'r> {
             );
         }
         if self.options.device.is_cuda() {
-            notes.push("The peak memory of a training is the host's, not the GPU's.".to_owned());
+            notes.push(HOST_MEMORY.to_owned());
         }
         notes
     }

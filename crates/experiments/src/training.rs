@@ -28,6 +28,9 @@ pub(crate) struct Trained {
     pub(crate) tokens_seen: u64,
     pub(crate) seconds: f64,
     pub(crate) peak_memory_bytes: u64,
+    /// Where it ended, `cpu` or `cuda`, if that is known: its folder may be measured elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) device: Option<String>,
 }
 
 /// What is known of a training that may not be finished.
@@ -143,7 +146,8 @@ impl Job<'_> {
             self.folder.0.display(),
             self.config.train.steps
         );
-        Ok(Trained { steps, tokens_seen, seconds, peak_memory_bytes })
+        let device = Some(device_name(self.options.device).to_owned());
+        Ok(Trained { steps, tokens_seen, seconds, peak_memory_bytes, device })
     }
 
     fn run_here(&self, begun: &mut Begun) -> anyhow::Result<()> {

@@ -14,6 +14,7 @@ use foretoken_experiments::{
 };
 use foretoken_heads::{GgufNumbers, HeadsConfig, ModelConfig, MultiTokenModel};
 use foretoken_trunk::Architecture;
+use serde_json::Value;
 use tch::{Device, Kind};
 
 const RECIPE: &str = r#"
@@ -151,6 +152,47 @@ fn heads_are_trained_and_kept_and_kept_ones_are_measured_without_a_training() {
     let both = ReproduceOptions { keep_heads: Some(kept), ..again };
     let error = reproduce_with(&both, &Recipe::from_toml(RECIPE).unwrap()).unwrap_err();
     assert!(error.to_string().contains("--keep-heads"), "{error}");
+}
+
+#[test]
+fn heads_are_kept_before_they_are_measured_and_may_have_been_trained_elsewhere() {
+    tch::set_num_threads(1);
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("kept");
+    let options = ReproduceOptions {
+        out: folder.path().join("out"),
+        corpus: Some(set_up(folder.path())),
+        training: Training::InProcess,
+        keep_heads: Some(kept.clone()),
+        ..ReproduceOptions::new("pretrained", Preset::Smoke).unwrap()
+    };
+    let record = || -> Value {
+        serde_json::from_str(&fs::read_to_string(kept.join("training.json")).unwrap()).unwrap()
+    };
+    // The measuring fails: there are not so many problems.
+    let recipe = Recipe::from_toml(&RECIPE.replace("prompts = 3", "prompts = 9")).unwrap();
+    let error = reproduce_with(&options, &recipe).unwrap_err().to_string();
+    assert!(error.contains("5 problems"), "{error}");
+    assert_eq!(record()["device"], "cpu");
+    assert!(!record()["made_by"].as_str().unwrap().contains("--device"));
+
+    let path = options.folder().join("models/n3/trained.json");
+    let mut trained: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    trained["value"]["device"] = "cuda".into();
+    fs::write(&path, trained.to_string()).unwrap();
+    let of_here = run(&options);
+    assert_eq!(record()["device"], "cuda");
+    assert_eq!(record()["trained"]["device"], Value::Null);
+    assert!(record()["made_by"].as_str().unwrap().ends_with(" --device cuda"));
+    let of_kept =
+        ReproduceOptions { pretrained_heads: Some(kept.clone()), keep_heads: None, ..options };
+    for (report, told) in [(of_here, "trained on cuda"), (run(&of_kept), "on cuda)")] {
+        assert_eq!(report.device, "cpu");
+        let page = render(&report).unwrap().markdown;
+        for part in [told, "All but that training ran", "the host's"] {
+            assert!(page.contains(part), "{part}: {page}");
+        }
+    }
 }
 
 fn check(report: &Report) {

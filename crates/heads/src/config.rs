@@ -45,6 +45,10 @@ impl TryFrom<Written> for HeadsConfig {
 }
 
 impl HeadsConfig {
+    /// Most heads that a recipe or a file of heads may ask for, far above any model's: a hostile file
+    /// cannot ask for all memory.
+    pub const MOST: usize = 1 << 10;
+
     /// `count` heads of type `kind`, head i of which predicts the token i + 1 after its position.
     pub fn new(kind: impl Into<String>, count: usize) -> Self {
         Self { kind: kind.into(), count, offsets: None }

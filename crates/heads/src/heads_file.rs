@@ -44,8 +44,7 @@ impl HeadsFile {
                            part of";
             TrunkError::format(&path, problem)
         })?;
-        // A number far above any model's: keeps a hostile file from asking for all memory.
-        if heads.count < 2 || heads.count > 1 << 10 {
+        if heads.count < 2 || heads.count > HeadsConfig::MOST {
             let problem = format!("it says that it is for {} heads", heads.count);
             return Err(TrunkError::format(&path, problem).into());
         }

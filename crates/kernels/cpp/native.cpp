@@ -105,6 +105,10 @@ char* foretoken_allow_tf32(bool allow) {
   return guarded([&] { at::globalContext().setAllowTF32CuBLAS(allow); });
 }
 
+char* foretoken_allow_cudnn_attention(bool allow) {
+  return guarded([&] { at::globalContext().setSDPUseCuDNN(allow); });
+}
+
 bool foretoken_tf32_allowed() { return at::globalContext().allowTF32CuBLAS(); }
 
 bool foretoken_recording() { return at::GradMode::is_enabled(); }

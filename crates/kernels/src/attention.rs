@@ -34,16 +34,22 @@ impl AttentionShape {
         }
     }
 
-    /// Views of the joint projection as queries, keys and values: `[batch, (kv_)heads, seq, head_dim]`.
-    fn split(&self, qkv: &Tensor) -> Result<[Tensor; 3]> {
+    /// The joint projection as queries and keys, which `turn` turns together, and values:
+    /// `[batch, (kv_)heads, seq, head_dim]`.
+    fn split(
+        &self,
+        qkv: &Tensor,
+        turn: impl FnOnce(Tensor) -> Result<Tensor>,
+    ) -> Result<[Tensor; 3]> {
         let (batch, seq, _) = qkv.size3()?;
-        let all = qkv
-            .f_view([batch, seq, self.heads + 2 * self.kv_heads, self.head_dim])?
-            .f_transpose(1, 2)?;
+        let turned = self.heads + self.kv_heads;
+        let all =
+            qkv.f_view([batch, seq, turned + self.kv_heads, self.head_dim])?.f_transpose(1, 2)?;
+        let both = turn(all.f_narrow(1, 0, turned)?)?;
         Ok([
-            all.f_narrow(1, 0, self.heads)?,
-            all.f_narrow(1, self.heads, self.kv_heads)?,
-            all.f_narrow(1, self.heads + self.kv_heads, self.kv_heads)?,
+            both.f_narrow(1, 0, self.heads)?,
+            both.f_narrow(1, self.heads, self.kv_heads)?,
+            all.f_narrow(1, turned, self.kv_heads)?,
         ])
     }
 
@@ -98,7 +104,7 @@ pub fn causal_attention(qkv: Tensor, shape: AttentionShape, rotary: &Rotary) -> 
     let mask = rotary.mask(batch, seq)?;
     let mut turned = qkv.detach().contiguous();
     turn(&mut turned, shape, &cos, &sin, 1.0);
-    let [q, k, v] = shape.split(&turned)?;
+    let [q, k, v] = shape.split(&turned, Ok)?;
     let (k, v) = (shape.repeat(&k)?, shape.repeat(&v)?);
     let (out, log_sums) = no_grad(|| {
         Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(
@@ -172,8 +178,7 @@ pub fn causal_attention_reference(
     rotary: &Rotary,
 ) -> Result<Tensor> {
     let (batch, seq) = shape.check(qkv)?;
-    let [q, k, v] = shape.split(qkv)?;
-    let (q, k) = (rotary.apply(&q, 0)?, rotary.apply(&k, 0)?);
+    let [q, k, v] = shape.split(qkv, |both| rotary.apply(&both, 0))?;
     // The operator takes a mask or the word "causal", not both.
     let mask = match rotary.mask(batch, seq)? {
         Some(apart) => {
@@ -215,15 +220,13 @@ pub fn cached_attention(
     let branch = cache.take_branch();
     let (batch, new) = shape.check(qkv)?;
     let start = cache.len();
-    let [q, k, v] = shape.split(qkv)?;
-    let (q, k) = match &branch {
-        None => (rotary.apply(&q, start)?, rotary.apply(&k, start)?),
+    let [q, k, v] = shape.split(qkv, |both| match &branch {
+        None => rotary.apply(&both, start),
         Some(branch) => {
             branch.check(start, new)?;
-            let (at, end) = (branch.positions(), branch.end());
-            (rotary.apply_at(&q, at, end)?, rotary.apply_at(&k, at, end)?)
+            rotary.apply_at(&both, branch.positions(), branch.end())
         }
-    };
+    })?;
     let (keys, values) = cache.append(&k, &v)?;
     // Queries that share a key head are its rows: nothing of the cache is copied.
     let AttentionShape { heads, kv_heads, head_dim } = shape;

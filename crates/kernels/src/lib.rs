@@ -57,7 +57,7 @@ pub use cross_entropy::{
 pub use embedding::embedding;
 pub use error::{Error, Result};
 pub use linear::{linear, linear_add, linear_bias};
-pub use native::{allow_tf32, backward_from, custom_gradient, tf32_allowed};
+pub use native::{allow_cudnn_attention, allow_tf32, backward_from, custom_gradient, tf32_allowed};
 pub use norm::{rms_norm, rms_norm_reference};
 pub use quantised::BlockFormat;
 pub use rotary::{Rotary, rotary_frequencies};

@@ -27,6 +27,7 @@ unsafe extern "C" {
         data: *mut c_void,
     ) -> *mut c_char;
     fn foretoken_allow_tf32(allow: bool) -> *mut c_char;
+    fn foretoken_allow_cudnn_attention(allow: bool) -> *mut c_char;
     fn foretoken_tf32_allowed() -> bool;
     fn foretoken_recording() -> bool;
     fn foretoken_free(message: *mut c_char);
@@ -152,6 +153,22 @@ pub fn backward_from(output: &Tensor, gradient: &Tensor) -> Result<()> {
 pub fn allow_tf32(allow: bool) -> Result<()> {
     // SAFETY: sets a flag of libtorch's.
     check(unsafe { foretoken_allow_tf32(allow) })
+}
+
+/// Lets libtorch take cuDNN's attention on NVIDIA GPUs, as it does of itself on the newer ones in half
+/// precisions; without, it takes its own. For each number of keys cuDNN makes a new plan, which takes
+/// longer than many passes, and decoding has another number at every token.
+///
+/// # Errors
+/// When libtorch refuses.
+///
+/// ```
+/// foretoken_kernels::allow_cudnn_attention(false)?;
+/// # Ok::<(), foretoken_kernels::Error>(())
+/// ```
+pub fn allow_cudnn_attention(allow: bool) -> Result<()> {
+    // SAFETY: sets a flag of libtorch's.
+    check(unsafe { foretoken_allow_cudnn_attention(allow) })
 }
 
 /// Whether float32 matrices may be multiplied in TF32 ([`allow_tf32`]).

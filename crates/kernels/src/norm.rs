@@ -10,7 +10,8 @@ use tch::{Kind, Tensor};
 /// y = x / √(mean(x²) + eps) · weight, over the last dimension.
 ///
 /// `x`: `[…, dim]`, `weight`: `[dim]`. On the CPU value and gradient are one pass each, in
-/// float32; elsewhere it is [`rms_norm_reference`].
+/// float32; on an NVIDIA GPU, where `x` and `weight` are of one kind, it is libtorch's own operator,
+/// which rounds half precisions once, at the end; elsewhere it is [`rms_norm_reference`].
 ///
 /// # Errors
 /// When the last dimension of `x` is not that of `weight`.
@@ -32,6 +33,9 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
             expected: format!("[…, {dim}]"),
             found: format!("{:?}", x.size()),
         });
+    }
+    if x.device().is_cuda() && x.kind() == weight.kind() {
+        return Ok(x.f_rms_norm(&[dim][..], Some(weight), eps)?);
     }
     if half_on_cpu(x) {
         let (wide, weight) = (x.f_to_kind(Kind::Float)?, weight.f_to_kind(Kind::Float)?);

@@ -1,6 +1,6 @@
 //! From TOML text to a checked [`TrainConfig`]: `--set`, unknown keys, impossible combinations.
 
-use foretoken_heads::{BlockHead, Registry};
+use foretoken_heads::{BlockHead, HeadsConfig, Registry};
 use foretoken_loss::Curriculum;
 use toml::{Table, Value};
 
@@ -235,17 +235,14 @@ fn edit_distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// More heads than anybody trains: what files of heads may have.
-const MOST_HEADS: usize = 1 << 10;
-
 /// Refuses combinations that can't be trained, naming the key.
 pub(crate) fn check(config: &TrainConfig) -> Result<(), Error> {
     match config.model.init_from {
         None => check_model(config)?,
         Some(_) => check_sizes_are_left_out(config)?,
     }
-    require(config.heads.count <= MOST_HEADS, "heads.count", || {
-        format!("{} heads are more than {MOST_HEADS}", config.heads.count)
+    require(config.heads.count <= HeadsConfig::MOST, "heads.count", || {
+        format!("{} heads are more than {}", config.heads.count, HeadsConfig::MOST)
     })?;
     check_heads_alone(config)?;
     check_written_text(config)?;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use foretoken_heads::MultiTokenModel;
 
 use crate::config::{HeadTraining, TrainConfig};
+use crate::written::is_written;
 use crate::{StepFlops, StepMetrics, peak_memory_bytes, product_rate};
 
 /// Time between two looks at the memory, which cost a small model's step a part of its time.
@@ -29,6 +30,9 @@ pub(crate) struct Meter {
     processes: f64,
     /// Steps after which a frozen model's states come from the disk.
     cached_after: u64,
+    /// Share of the batches in the model's own words: their states come from the disk, too, since many
+    /// are written at once.
+    written: f64,
     /// Floating-point operations that the machine can do in a second.
     peak: Option<f64>,
     memory: Option<u64>,
@@ -51,6 +55,7 @@ impl Meter {
                 0 => u64::MAX,
                 batches => batches,
             },
+            written: config.data.generated,
             peak: peak.ok(),
             memory: peak_memory_bytes(),
             looked: Instant::now(),
@@ -63,7 +68,9 @@ impl Meter {
             self.looked = Instant::now();
             self.memory = peak_memory_bytes();
         }
-        let frozen = if line.step > self.cached_after { 0.0 } else { self.work.frozen };
+        let cached =
+            line.step > self.cached_after || is_written(line.step.saturating_sub(1), self.written);
+        let frozen = if cached { 0.0 } else { self.work.frozen };
         let steps_a_second = line.tokens_per_second / self.tokens;
         let a_second = (self.work.learning + frozen) * steps_a_second / self.processes;
         Usage { memory_bytes: self.memory, utilisation: self.peak.map(|peak| a_second / peak) }
@@ -106,6 +113,7 @@ mod tests {
             tokens: 100.0,
             processes: 1.0,
             cached_after: 10,
+            written: 0.0,
             peak: Some(4e10),
             memory: Some(1),
             looked: Instant::now(),
@@ -113,6 +121,11 @@ mod tests {
         // 100 tokens a step and 50 a second: a step takes two seconds.
         assert_eq!(meter.usage(&line(10, 50.0)).utilisation, Some(8e9 / 2.0 / 4e10));
         assert_eq!(meter.usage(&line(11, 50.0)).utilisation, Some(6e9 / 2.0 / 4e10));
+        // Of a half every other batch is written, that of step 10 among them.
+        meter.written = 0.5;
+        assert_eq!(meter.usage(&line(10, 50.0)).utilisation, Some(6e9 / 2.0 / 4e10));
+        assert_eq!(meter.usage(&line(9, 50.0)).utilisation, Some(8e9 / 2.0 / 4e10));
+        meter.written = 0.0;
         meter.processes = 2.0;
         assert_eq!(meter.usage(&line(10, 50.0)).utilisation, Some(8e9 / 4.0 / 4e10));
         meter.peak = None;

@@ -53,10 +53,9 @@ impl WrittenText {
         })
     }
 
-    /// Whether a batch is one of those in the model's own words: they are spread evenly.
+    /// Whether a batch is one of those in the model's own words.
     pub(crate) fn is_written(&self, index: u64) -> bool {
-        let before = |index: u64| (index as f64 * self.share).floor();
-        before(index + 1) > before(index)
+        is_written(index, self.share)
     }
 
     /// Writes the batches of `index`'s group, `corpus` being what they begin with.
@@ -101,6 +100,13 @@ impl WrittenText {
         let group = first..(first + self.group).min(self.batches);
         group.filter(|&index| self.is_written(index)).collect()
     }
+}
+
+/// Whether batch `index` is in the model's own words where that `share` of all is: they are spread
+/// evenly.
+pub(crate) fn is_written(index: u64, share: f64) -> bool {
+    let before = |index: u64| (index as f64 * share).floor();
+    before(index + 1) > before(index)
 }
 
 /// A text at which prompts begin.

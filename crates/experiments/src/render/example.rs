@@ -187,6 +187,7 @@ fn results() -> SpeedResults {
             .collect(),
         sample: Some(sample()),
         notes: Vec::new(),
+        trained_on: None,
     }
 }
 

@@ -89,7 +89,8 @@ pub(crate) fn lead(source: &Source) -> String {
         None => format!("{} ({} threads)", machine.cpu, machine.threads),
     };
     if is_pretrained(report) {
-        let (verb, everything) = match report.pretrained_heads {
+        let before = report.pretrained_heads || source.results.trained_on.is_some();
+        let (verb, everything) = match before {
             false => ("are trained", "Everything"),
             true => ("were trained", "All but that training"),
         };
