@@ -202,7 +202,10 @@ fn a_gradient_that_stays_not_finite_ends_the_run_and_leaves_the_checkpoints_befo
         // The last step that moved anything led to weights without a finite gradient: a checkpoint of
         // them does not count among the two that are kept, nor is it the one that is named.
         let (newest, good) = (last - last % every, (last - 1) - (last - 1) % every);
-        let kept = place.names(&format!("{out}/checkpoints"));
+        // Processors round differently: on some it diverges before the seventh step.
+        let folder = format!("{out}/checkpoints");
+        let kept = if last < every { Vec::new() } else { place.names(&folder) };
+        assert_eq!(place.path(&folder).exists(), last >= every);
         let in_vain = u64::from(newest == last);
         assert_eq!(kept.len() as u64, 2.min(good / every) + in_vain, "{kept:?}");
         let path = place.path(&format!("{out}/checkpoints/step-{good}"));
