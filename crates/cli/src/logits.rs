@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use foretoken_heads::MultiTokenModel;
 use foretoken_trunk::io::write_safetensors;
 use serde_json::json;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::arguments::LogitsArguments;
 use crate::device::device;
@@ -18,11 +18,11 @@ pub(crate) fn run(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
     // A device or a link would be replaced, not written to.
     let replaceable = !out.exists() || (out.is_file() && !out.is_symlink());
     ensure!(replaceable, "--out {}: this is not a plain file", out.display());
-    let device = device(arguments.device)?;
-    let opened = Opened::new(&arguments.model, arguments.with_heads.as_deref(), device)?;
+    let heads = arguments.with_heads.as_deref();
+    let opened = Opened::new(&arguments.model, heads, device(arguments.device)?)?;
     let (model, reader) = opened.read()?;
     let tokens = reader.encode(&arguments.prompt)?;
-    let (tokens, logits) = tch::no_grad(|| tensors(&model, &tokens, device))?;
+    let (tokens, logits) = tch::no_grad(|| tensors(&model, &tokens))?;
     let shape = logits.size();
     write_safetensors(out, &[("tokens".to_owned(), tokens), ("logits".to_owned(), logits)])
         .context("cannot write the logits")?;
@@ -42,13 +42,9 @@ pub(crate) fn run(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
 }
 
 /// `tokens` `[seq]` and `logits` `[heads, seq, vocab]`.
-fn tensors(
-    model: &MultiTokenModel,
-    tokens: &[u32],
-    device: Device,
-) -> anyhow::Result<(Tensor, Tensor)> {
+fn tensors(model: &MultiTokenModel, tokens: &[u32]) -> anyhow::Result<(Tensor, Tensor)> {
     let ids: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
-    let ids = Tensor::f_from_slice(&ids)?.f_to_device(device)?;
+    let ids = Tensor::f_from_slice(&ids)?.f_to_device(model.device())?;
     let heads = model.text_logits(&ids.f_unsqueeze(0)?)?.into_iter();
     let heads: Vec<Tensor> = heads
         .map(|logits| Ok(logits.f_squeeze_dim(0)?.f_to_kind(Kind::Float)?))
