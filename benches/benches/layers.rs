@@ -1,5 +1,5 @@
 //! Criterion over the layers: kernels with their gradients beside the plain references, Muon's
-//! Newton–Schulz, decoding.
+//! Newton–Schulz, products of few rows, decoding.
 //!
 //! `cargo xtask bench layers`, or `cargo bench -p foretoken-benches`; a word behind it filters.
 
@@ -10,6 +10,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput};
 use foretoken_decode::{Decoder, Decoding, GenerateOptions};
 use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
+use foretoken_kernels::cpu::{PackedLinear, Rows, WeightFormat};
 use foretoken_kernels::{
     AttentionShape, Rotary, causal_attention, causal_attention_reference, linear_cross_entropy,
     linear_cross_entropy_reference, linear_distillation, rms_norm, rms_norm_reference, swiglu,
@@ -104,6 +105,30 @@ fn newton_schulz(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// A product with more weights than caches hold, by the rows that it is of: reading the weights takes
+/// most of it, and each row more should add little.
+fn products(criterion: &mut Criterion) {
+    let (outputs, inputs) = (49_152, 576);
+    // In blocks of levels as a quantised model has them, and the same a little off.
+    let levels: Vec<f32> = (0..outputs * inputs).map(|i| (i * 7919 % 16) as f32 - 8.0).collect();
+    let others: Vec<f32> = levels.iter().zip(0..).map(|(w, i)| w + i as f32 / 1e8).collect();
+    let mut group = criterion.benchmark_group("products");
+    for (name, weight, format) in
+        [("full", &others, WeightFormat::Full), ("levels", &levels, WeightFormat::Compact)]
+    {
+        let product = PackedLinear::pack(weight, outputs, inputs, format);
+        group.throughput(Throughput::Bytes(product.bytes() as u64));
+        for rows in [1, 2, 3, 4, 6, 8, 12] {
+            let (mut x, mut y) = (Rows::new(rows, inputs), Rows::new(rows, outputs));
+            (0..rows).for_each(|r| x.row_mut(r).fill(1.0));
+            group.bench_function(BenchmarkId::new(name, rows), |bench| {
+                bench.iter(|| product.apply(&mut x, black_box(&mut y), rows, false));
+            });
+        }
+    }
+    group.finish();
+}
+
 /// A text of 128 tokens behind a prompt of as many, by the heads used.
 fn decoding(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decoding");
@@ -137,6 +162,7 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     kernels(&mut criterion);
     newton_schulz(&mut criterion);
+    products(&mut criterion);
     decoding(&mut criterion);
     criterion.final_summary();
 }

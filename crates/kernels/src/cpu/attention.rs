@@ -5,7 +5,7 @@ use super::cache::{BLOCK, CacheView, Places};
 use super::dispatch::{Isa, Kernel};
 use super::real::{Real, exp2};
 use super::simd::Simd;
-use super::tile::{Sums, tile, with_rows};
+use super::tile::{NOTHING, Sums, tile, with_rows};
 
 /// What attention reads and writes.
 ///
@@ -26,9 +26,6 @@ pub(super) struct Attention<'p, T> {
     /// positions.
     pub(super) scores: View<T>,
 }
-
-/// Keys are read when they are needed.
-const NOTHING: usize = 0;
 
 /// Queries that are compared with the keys together.
 pub(super) const MOST_QUERIES: usize = 8;

@@ -10,8 +10,8 @@
 //! shape and the row's position. Rows and columns share registers, caches and threads, never a
 //! sum.
 //!
-//! - [`PackedLinear`]: a weight matrix in panels, read from front to back by tiles of 1 to 8 rows
-//!   times up to four vectors. [`WeightFormat::Compact`] finds out which weights are numbers of
+//! - [`PackedLinear`]: a weight matrix in panels, read from front to back once by tiles of a few rows
+//!   times four vectors, which take turns where there are more rows. [`WeightFormat::Compact`] finds out which weights are numbers of
 //!   fewer bits, or blocks of levels of 4 or 8, as those of published models are, and reads these
 //!   with the same bits coming out; [`WeightFormat::BFloat16`] halves the bytes of others where a
 //!   result may be off, as drafts may.

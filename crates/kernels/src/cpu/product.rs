@@ -1,22 +1,35 @@
 //! A product panel by panel, and what becomes of its sums.
 
+use std::mem::MaybeUninit;
+
 use super::aligned::View;
 use super::dispatch::{Kernel, LevelKernel, PairKernel};
-use super::levels::LevelSimd;
+use super::levels::{FORMS, LevelSimd};
 use super::pairs::PairSimd;
 use super::real::{Real, RealSimd, exp2};
 use super::simd::Simd;
-use super::tile::{Sums, level_tile, pair_tile, tile, tile_rows, with_rows};
+use super::tile::{
+    NOTHING, Sums, level_tile, open_halves, open_levels, pair_tile, tile, tile_rows, with_rows,
+};
 
 /// Vectors side by side in a panel.
 pub(super) const PANEL: usize = 4;
 
 /// How far ahead of its use a weight is asked for, in values: far enough to hide the way from the
 /// outer cache or from memory (measured: half and double of it do about as well).
-pub(super) const AHEAD: usize = 256;
+const AHEAD: usize = 256;
 
 /// The same for words of levels, a line of which takes several times as long.
 const LEVELS_AHEAD: usize = 1024;
+
+/// The same where tiles take turns at chunks, in lines of a panel: two chunks.
+const LINES_AHEAD: usize = 2 * OPEN;
+
+/// Lines of an open chunk: with the rows' values and their sums they fit in the innermost cache.
+const OPEN: usize = 32;
+
+/// Rows that read a panel together.
+const GROUP: usize = 16;
 
 /// The arguments of a product, for the unit that it is dispatched to.
 pub(super) struct Product<T, F> {
@@ -73,24 +86,69 @@ impl<T: Real, F: Finish, const FORM: usize> LevelKernel<T> for OfLevels<Product<
 
 /// How weights lie in their places.
 trait Tiling<S: Simd> {
-    /// Most rows of a tile of four vectors.
-    const WIDE_ROWS: usize = S::WIDE_ROWS;
-    /// Most rows of a tile. Half a panel's vectors at a time are slower to read than all of them, so
-    /// that tiles of four vectors are best where these are of more than a few rows.
-    const MOST_ROWS: usize = if S::WIDE_ROWS < 4 { S::NARROW_ROWS } else { S::WIDE_ROWS };
+    /// Most rows of a tile: those whose sums the registers hold beside what they are made of.
+    const ROWS: usize = S::WIDE_ROWS;
+    /// Places of a chunk, which the tiles of several rows read one after the other: [`OPEN`] lines of
+    /// weights when it is open.
+    const CHUNK: usize = OPEN;
+    /// Whether tiles that take turns read weights where they are, in a panel of full width.
+    const IN_PLACE: bool = true;
+    /// How weights lie in an open chunk.
+    type Open: Tiling<S>;
 
-    /// Adds a tile's products: see [`tile`].
+    /// Values of a row that go with so many places.
+    fn values(places: usize) -> usize;
+
+    /// Adds the products of `R` rows with `places` lines of a panel of full width: see [`tile`].
     ///
     /// # Safety
     /// As for [`tile`].
-    unsafe fn add<const R: usize, const C: usize>(
+    unsafe fn add<const R: usize>(
         s: S,
-        depth: usize,
+        places: usize,
         x: [*const S::T; R],
-        w: [*const S::T; C],
-        step: usize,
-        sums: &mut Sums<S, R, C>,
+        w: *const S::T,
+        ahead: Ahead,
+        sums: &mut Sums<S, R, PANEL>,
     );
+
+    /// Writes a chunk's lines, each `width` vectors, to `open` as [`Tiling::Open`] reads them, in lines
+    /// of full width of which the first `width` vectors are written, and returns their number.
+    ///
+    /// # Safety
+    /// The lines are readable at `w`, and `open` has room for [`OPEN`].
+    #[inline(always)]
+    unsafe fn open(s: S, places: usize, w: *const S::T, width: usize, open: *mut S::V) -> usize {
+        for i in 0..places {
+            for c in 0..width {
+                // SAFETY: the caller's promise.
+                unsafe { *open.add(i * PANEL + c) = s.load(w.add((i * width + c) * S::LANES)) };
+            }
+        }
+        places
+    }
+}
+
+/// Which weights a tile asks for ahead of their use.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ahead {
+    /// Those that it will read itself.
+    Own,
+    /// Those of the chunks that follow, for all tiles that read them.
+    Chunks,
+    /// None: another tile asked for them.
+    Nothing,
+}
+
+impl Ahead {
+    /// In values.
+    fn distance(self, own: usize, line: usize) -> usize {
+        match self {
+            Self::Own => own,
+            Self::Chunks => LINES_AHEAD * line,
+            Self::Nothing => NOTHING,
+        }
+    }
 }
 
 /// One weight in a place.
@@ -103,145 +161,212 @@ struct Halves;
 struct Levels<const FORM: usize>;
 
 impl<S: Simd> Tiling<S> for Single {
+    type Open = Self;
+
+    fn values(places: usize) -> usize {
+        places
+    }
+
     #[inline(always)]
-    unsafe fn add<const R: usize, const C: usize>(
+    unsafe fn add<const R: usize>(
         s: S,
-        depth: usize,
+        places: usize,
         x: [*const S::T; R],
-        w: [*const S::T; C],
-        step: usize,
-        sums: &mut Sums<S, R, C>,
+        w: *const S::T,
+        ahead: Ahead,
+        sums: &mut Sums<S, R, PANEL>,
     ) {
+        let line = PANEL * S::LANES;
         // SAFETY: the caller's promise.
-        unsafe { tile(s, depth, x, w, step, AHEAD, sums) }
+        unsafe {
+            let w = std::array::from_fn(|c| w.add(c * S::LANES));
+            tile(s, places, x, w, line, ahead.distance(AHEAD, line), sums);
+        }
     }
 }
 
 impl<S: PairSimd> Tiling<S> for Paired {
+    type Open = Self;
+
+    fn values(places: usize) -> usize {
+        2 * places
+    }
+
     #[inline(always)]
-    unsafe fn add<const R: usize, const C: usize>(
+    unsafe fn add<const R: usize>(
         s: S,
-        depth: usize,
+        places: usize,
         x: [*const S::T; R],
-        w: [*const S::T; C],
-        step: usize,
-        sums: &mut Sums<S, R, C>,
+        w: *const S::T,
+        ahead: Ahead,
+        sums: &mut Sums<S, R, PANEL>,
     ) {
+        let line = PANEL * S::LANES;
         // SAFETY: the caller's promise.
         unsafe {
             let load = |at| s.load_pairs(at);
-            pair_tile(s, depth, x, w.map(<*const S::T>::cast), step, load, sums);
+            pair_tile(s, places, x, w.cast(), ahead.distance(AHEAD, line), load, sums);
         }
     }
 }
 
 impl<S: LevelSimd> Tiling<S> for Halves {
+    const CHUNK: usize = OPEN / 2;
+    const IN_PLACE: bool = false;
+    type Open = Single;
+
+    fn values(places: usize) -> usize {
+        2 * places
+    }
+
     #[inline(always)]
-    unsafe fn add<const R: usize, const C: usize>(
+    unsafe fn add<const R: usize>(
         s: S,
-        depth: usize,
+        places: usize,
         x: [*const S::T; R],
-        w: [*const S::T; C],
-        step: usize,
-        sums: &mut Sums<S, R, C>,
+        w: *const S::T,
+        ahead: Ahead,
+        sums: &mut Sums<S, R, PANEL>,
     ) {
+        let line = PANEL * S::LANES;
         // SAFETY: the caller's promise.
         unsafe {
             let load = |at| s.load_halves(at);
-            pair_tile(s, depth, x, w.map(<*const S::T>::cast), step, load, sums);
+            pair_tile(s, places, x, w.cast(), ahead.distance(AHEAD, line), load, sums);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn open(s: S, places: usize, w: *const S::T, width: usize, open: *mut S::V) -> usize {
+        // SAFETY: the caller's promise.
+        unsafe { open_halves(s, places, w.cast(), width, AHEAD, open) };
+        <Self as Tiling<S>>::values(places)
     }
 }
 
 impl<S: LevelSimd, const FORM: usize> Tiling<S> for Levels<FORM> {
-    // Words, steps and leasts take registers too.
-    const WIDE_ROWS: usize = if S::WIDE_ROWS < 4 { S::WIDE_ROWS } else { 4 };
-    // Each tile computes the weights from their levels, so the fewer the better.
-    const MOST_ROWS: usize = S::NARROW_ROWS;
+    // Words, steps and leasts take registers too; where there are few, a tile is two vectors wide.
+    const ROWS: usize = if S::WIDE_ROWS < 4 { S::WIDE_ROWS + 1 } else { 4 };
+    const CHUNK: usize = OPEN / FORMS[FORM].block * FORMS[FORM].words();
+    const IN_PLACE: bool = false;
+    type Open = Single;
+
+    fn values(places: usize) -> usize {
+        places / FORMS[FORM].words() * FORMS[FORM].block
+    }
 
     #[inline(always)]
-    unsafe fn add<const R: usize, const C: usize>(
+    unsafe fn add<const R: usize>(
         s: S,
-        depth: usize,
+        places: usize,
         x: [*const S::T; R],
-        w: [*const S::T; C],
-        step: usize,
-        sums: &mut Sums<S, R, C>,
+        w: *const S::T,
+        _ahead: Ahead,
+        sums: &mut Sums<S, R, PANEL>,
     ) {
         // SAFETY: the caller's promise.
-        unsafe {
-            let words = w.map(<*const S::T>::cast);
-            level_tile::<S, R, C, FORM>(s, depth, x, words, step, LEVELS_AHEAD, sums);
-        }
+        unsafe { level_tile::<S, R, FORM>(s, places, x, w.cast(), LEVELS_AHEAD, sums) }
+    }
+
+    #[inline(always)]
+    unsafe fn open(s: S, places: usize, w: *const S::T, width: usize, open: *mut S::V) -> usize {
+        // SAFETY: the caller's promise.
+        unsafe { open_levels::<S, FORM>(s, places, w.cast(), width, LEVELS_AHEAD, open) };
+        <Self as Tiling<S>>::values(places)
     }
 }
 
 impl<T: Real, F: Finish> Product<T, F> {
     #[inline(always)]
     fn run_tiles<S: Simd<T = T>, L: Tiling<S>>(&self, s: S) {
+        let mut open = [const { MaybeUninit::<S::V>::uninit() }; OPEN * PANEL];
+        let mut sums = [[s.zero(); PANEL]; GROUP];
         for panel in self.panels.0..self.panels.1 {
             let mut row = 0;
             while row < self.rows {
-                let rows = tile_rows(self.rows - row, L::MOST_ROWS);
+                let sums = &mut sums[..tile_rows(self.rows - row, GROUP)];
                 // SAFETY: panel < panels and row + rows ≤ rows; whoever made the product promised
                 // that the views hold as much.
-                unsafe { with_rows!(rows, R => self.panel::<S, L, R>(s, panel, row)) };
-                row += rows;
+                unsafe { self.panel::<S, L>(s, panel, row, sums, open.as_mut_ptr().cast()) };
+                row += sums.len();
             }
         }
     }
 
-    /// `R` rows from `row` on times one panel.
+    /// The rows from `row` on, one for each of `sums`, times one panel.
+    ///
+    /// Where they are more than a tile has, tiles take turns at chunks of the panel, so that it
+    /// comes from memory once, in one stream, and its levels are unpacked once.
     #[inline(always)]
-    unsafe fn panel<S: Simd<T = T>, L: Tiling<S>, const R: usize>(
+    unsafe fn panel<S: Simd<T = T>, L: Tiling<S>>(
         &self,
         s: S,
         panel: usize,
         row: usize,
+        sums: &mut [[S::V; PANEL]],
+        open: *mut S::V,
     ) {
-        if R > L::MOST_ROWS {
-            return; // `tile_rows` never asks for as many: no code for it
-        }
         let first = panel * PANEL;
-        let vectors = (self.vectors - first).min(PANEL);
-        // SAFETY: the caller's promise; tiles cover the panel's vectors once.
-        unsafe {
-            if R <= L::WIDE_ROWS && vectors == PANEL {
-                return self.tile::<S, L, R, PANEL>(s, first, 0, PANEL, row);
+        let width = (self.vectors - first).min(PANEL);
+        let at_once = width == PANEL && sums.len() <= L::ROWS;
+        let chunk = if at_once { self.depth } else { L::CHUNK };
+        sums.fill([s.zero(); PANEL]);
+        let mut from = 0;
+        while from < self.depth {
+            let places = chunk.min(self.depth - from);
+            // SAFETY: the panel holds `depth` lines of `width` vectors, and the views the rows.
+            unsafe {
+                let w = self.weights.add((first * self.depth + from * width) * S::LANES);
+                let x = |r| self.x.row(row + r).cast_const().add(L::values(from));
+                if at_once {
+                    Self::tiles::<S, L>(s, places, x, w, Ahead::Own, sums);
+                } else if L::IN_PLACE && width == PANEL {
+                    Self::tiles::<S, L>(s, places, x, w, Ahead::Chunks, sums);
+                } else {
+                    if width < PANEL {
+                        (0..OPEN * PANEL).for_each(|v| open.add(v).write(s.zero()));
+                    }
+                    let lines = L::open(s, places, w, width, open);
+                    let w = open.cast_const().cast();
+                    Self::tiles::<S, L::Open>(s, lines, x, w, Ahead::Nothing, sums);
+                }
             }
-            let mut vector = 0;
-            while vector + 2 <= vectors {
-                self.tile::<S, L, R, 2>(s, first, vector, vectors, row);
-                vector += 2;
-            }
-            if vector < vectors {
-                self.tile::<S, L, R, 1>(s, first, vector, vectors, row);
+            from += places;
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let base = self.base.row(row + r).cast_const();
+                self.finish.finish(s, &sums[..width], base, self.y.row(row + r), first);
             }
         }
     }
 
-    /// `R` rows times `C` vectors of the panel that starts at vector `first` and is `width`
-    /// vectors wide.
+    /// Adds the products of all rows, whose values are at `x(r)`, with `places` places to `sums`.
     #[inline(always)]
-    unsafe fn tile<S: Simd<T = T>, L: Tiling<S>, const R: usize, const C: usize>(
-        &self,
+    unsafe fn tiles<S: Simd<T = T>, L: Tiling<S>>(
         s: S,
-        first: usize,
-        vector: usize,
-        width: usize,
-        row: usize,
+        places: usize,
+        x: impl Fn(usize) -> *const T,
+        w: *const T,
+        ahead: Ahead,
+        sums: &mut [[S::V; PANEL]],
     ) {
-        let mut sums: Sums<S, R, C> = [[s.zero(); C]; R];
-        // SAFETY: the panel holds `depth` lines of `width` vectors, and the views the rows.
-        unsafe {
-            let start = self.weights.add((first * self.depth + vector) * S::LANES);
-            let w = std::array::from_fn(|c| start.add(c * S::LANES));
-            let x = std::array::from_fn(|r| self.x.row(row + r).cast_const());
-            L::add(s, self.depth, x, w, width * S::LANES, &mut sums);
-            for (r, sums) in sums.into_iter().enumerate() {
-                let base = self.base.row(row + r).cast_const();
-                self.finish.finish(s, sums, base, self.y.row(row + r), first + vector);
-            }
+        let mut row = 0;
+        while row < sums.len() {
+            let rows = tile_rows(sums.len() - row, L::ROWS);
+            let ahead = if row == 0 { ahead } else { Ahead::Nothing };
+            with_rows!(rows, R => {
+                if R <= L::ROWS {
+                    let x = std::array::from_fn(|r| x(row + r));
+                    let sums = &mut sums[row..row + R];
+                    let mut registers: Sums<S, R, PANEL> = std::array::from_fn(|r| sums[r]);
+                    // SAFETY: the caller's promise.
+                    unsafe { L::add::<R>(s, places, x, w, ahead, &mut registers) };
+                    sums.copy_from_slice(&registers);
+                }
+            });
+            row += rows;
         }
     }
 }
@@ -252,10 +377,10 @@ pub(super) trait Finish {
     ///
     /// # Safety
     /// `row` and `base` have room for them.
-    unsafe fn finish<S: Simd, const C: usize>(
+    unsafe fn finish<S: Simd>(
         &self,
         s: S,
-        sums: [S::V; C],
+        sums: &[S::V],
         base: *const S::T,
         row: *mut S::T,
         vector: usize,
@@ -271,15 +396,15 @@ pub(super) struct Gate;
 
 impl Finish for Store {
     #[inline(always)]
-    unsafe fn finish<S: Simd, const C: usize>(
+    unsafe fn finish<S: Simd>(
         &self,
         s: S,
-        sums: [S::V; C],
+        sums: &[S::V],
         _base: *const S::T,
         row: *mut S::T,
         vector: usize,
     ) {
-        for (c, sum) in sums.into_iter().enumerate() {
+        for (c, &sum) in sums.iter().enumerate() {
             // SAFETY: the caller's promise.
             unsafe { s.store(row.add((vector + c) * S::LANES), sum) };
         }
@@ -288,15 +413,15 @@ impl Finish for Store {
 
 impl Finish for Add {
     #[inline(always)]
-    unsafe fn finish<S: Simd, const C: usize>(
+    unsafe fn finish<S: Simd>(
         &self,
         s: S,
-        sums: [S::V; C],
+        sums: &[S::V],
         base: *const S::T,
         row: *mut S::T,
         vector: usize,
     ) {
-        for (c, sum) in sums.into_iter().enumerate() {
+        for (c, &sum) in sums.iter().enumerate() {
             let at = (vector + c) * S::LANES;
             // SAFETY: the caller's promise.
             unsafe { s.store(row.add(at), s.add(s.load(base.add(at)), sum)) };
@@ -306,16 +431,16 @@ impl Finish for Add {
 
 impl Finish for Gate {
     #[inline(always)]
-    unsafe fn finish<S: Simd, const C: usize>(
+    unsafe fn finish<S: Simd>(
         &self,
         s: S,
-        sums: [S::V; C],
+        sums: &[S::V],
         _base: *const S::T,
         row: *mut S::T,
         vector: usize,
     ) {
-        for pair in 0..C / 2 {
-            let (gate, up) = (sums[2 * pair], sums[2 * pair + 1]);
+        for (pair, sums) in sums.chunks_exact(2).enumerate() {
+            let (gate, up) = (sums[0], sums[1]);
             // SAFETY: the caller's promise; vectors 2p and 2p + 1 make output vector p.
             unsafe { s.store(row.add((vector / 2 + pair) * S::LANES), s.mul(silu(s, gate), up)) };
         }

@@ -15,8 +15,6 @@ pub(crate) trait Simd: Copy {
     const LANES: usize;
     /// Most rows of a tile of four vectors that the registers hold.
     const WIDE_ROWS: usize;
-    /// Most rows of a tile of two vectors that the registers hold.
-    const NARROW_ROWS: usize;
 
     /// `x` in every lane.
     fn splat(self, x: Self::T) -> Self::V;
@@ -106,7 +104,6 @@ macro_rules! portable {
             type V = [$t; $lanes];
             const LANES: usize = $lanes;
             const WIDE_ROWS: usize = 1;
-            const NARROW_ROWS: usize = 3;
 
             #[inline(always)]
             fn splat(self, x: $t) -> Self::V {

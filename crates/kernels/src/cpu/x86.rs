@@ -24,7 +24,7 @@ use super::simd::Simd;
 macro_rules! unit {
     (
         $(#[$meta:meta])* $name:ident, $t:ident, $v:ident, $lanes:literal,
-        rows $wide:literal $narrow:literal,
+        rows $wide:literal,
         $splat:ident $load:ident $store:ident $add:ident $sub:ident $mul:ident $div:ident
         $fma:ident $max:ident,
         round($a:ident) $round:expr,
@@ -48,7 +48,6 @@ macro_rules! unit {
             type V = $v;
             const LANES: usize = $lanes;
             const WIDE_ROWS: usize = $wide;
-            const NARROW_ROWS: usize = $narrow;
 
             #[inline(always)]
             fn splat(self, x: $t) -> $v {
@@ -110,7 +109,7 @@ const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
 unit!(
     /// AVX-512, float32.
-    F32x16, f32, __m512, 16, rows 6 8,
+    F32x16, f32, __m512, 16, rows 6,
     _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps _mm512_add_ps _mm512_sub_ps _mm512_mul_ps
     _mm512_div_ps _mm512_fmadd_ps _mm512_max_ps,
     round(a) _mm512_roundscale_ps::<NEAREST>(a),
@@ -121,7 +120,7 @@ unit!(
 
 unit!(
     /// AVX-512 with products of bfloat16 pairs, float32.
-    F32x16Bf16, f32, __m512, 16, rows 6 8,
+    F32x16Bf16, f32, __m512, 16, rows 6,
     _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps _mm512_add_ps _mm512_sub_ps _mm512_mul_ps
     _mm512_div_ps _mm512_fmadd_ps _mm512_max_ps,
     round(a) _mm512_roundscale_ps::<NEAREST>(a),
@@ -132,7 +131,7 @@ unit!(
 
 unit!(
     /// AVX-512, float64.
-    F64x8, f64, __m512d, 8, rows 6 8,
+    F64x8, f64, __m512d, 8, rows 6,
     _mm512_set1_pd _mm512_loadu_pd _mm512_storeu_pd _mm512_add_pd _mm512_sub_pd _mm512_mul_pd
     _mm512_div_pd _mm512_fmadd_pd _mm512_max_pd,
     round(a) _mm512_roundscale_pd::<NEAREST>(a),
@@ -143,7 +142,7 @@ unit!(
 
 unit!(
     /// AVX2, float32.
-    F32x8, f32, __m256, 8, rows 2 6,
+    F32x8, f32, __m256, 8, rows 2,
     _mm256_set1_ps _mm256_loadu_ps _mm256_storeu_ps _mm256_add_ps _mm256_sub_ps _mm256_mul_ps
     _mm256_div_ps _mm256_fmadd_ps _mm256_max_ps,
     round(a) _mm256_round_ps::<NEAREST>(a),
@@ -157,7 +156,7 @@ unit!(
 
 unit!(
     /// AVX2, float64.
-    F64x4, f64, __m256d, 4, rows 2 6,
+    F64x4, f64, __m256d, 4, rows 2,
     _mm256_set1_pd _mm256_loadu_pd _mm256_storeu_pd _mm256_add_pd _mm256_sub_pd _mm256_mul_pd
     _mm256_div_pd _mm256_fmadd_pd _mm256_max_pd,
     round(a) _mm256_round_pd::<NEAREST>(a),
