@@ -11,8 +11,8 @@ use crate::cpu_told::Told;
 use crate::engine::{Drafts, Engine, MOST_OTHERS, MOST_UNREAD, Other, Wanted};
 use crate::{DecoderOptions, Result};
 
-/// Rows of a prompt that go through the model together: a multiple of the kernels' tile of 6, and
-/// few enough for their activations to stay in the cache.
+/// Rows of a prompt that go through the model together: a multiple of the 16 that the kernels take
+/// through a panel at a time, and few enough for their activations to stay in the cache.
 const PREFILL_ROWS: usize = 48;
 
 /// The engine for a model that it can run.

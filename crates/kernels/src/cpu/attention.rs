@@ -5,7 +5,7 @@ use super::cache::{BLOCK, CacheView, Places};
 use super::dispatch::{Isa, Kernel};
 use super::real::{Real, exp2};
 use super::simd::Simd;
-use super::tile::{NOTHING, Sums, tile, with_rows};
+use super::tile::{MOST_ROWS, NOTHING, Sums, tile, tile_rows, with_rows};
 
 /// What attention reads and writes.
 ///
@@ -22,13 +22,10 @@ pub(super) struct Attention<'p, T> {
     /// The query heads to compute.
     pub(super) heads: (usize, usize),
     pub(super) group: usize,
-    /// Room of this thread's own for [`MOST_QUERIES`] rows of as many scores as there are
+    /// Room of this thread's own for [`MOST_ROWS`] rows of as many scores as there are
     /// positions.
     pub(super) scores: View<T>,
 }
-
-/// Queries that are compared with the keys together.
-pub(super) const MOST_QUERIES: usize = 8;
 
 impl<T: Real> Attention<'_, T> {
     /// Computes the heads.
@@ -67,7 +64,6 @@ impl<T: Real> Kernel<T> for Attention<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd<T = T>>(self, s: S) {
-        let most = S::WIDE_ROWS;
         let mut head = self.heads.0;
         while head < self.heads.1 {
             let kv_head = head / self.group;
@@ -75,9 +71,8 @@ impl<T: Real> Kernel<T> for Attention<'_, T> {
             let queries = self.places.count() * (last - head);
             let mut done = 0;
             while done < queries {
-                let tiles = (queries - done).div_ceil(most);
-                let count = (queries - done).div_ceil(tiles);
-                let mut batch = [Query::NONE; MOST_QUERIES];
+                let count = tile_rows(queries - done, S::ROWS);
+                let mut batch = [Query::NONE; MOST_ROWS];
                 for (i, slot) in batch.iter_mut().enumerate().take(count) {
                     let (row, member) = ((done + i) / (last - head), (done + i) % (last - head));
                     // SAFETY: row < rows and head + member < heads.1.
@@ -91,7 +86,7 @@ impl<T: Real> Kernel<T> for Attention<'_, T> {
                         };
                     }
                 }
-                // SAFETY: the queries are in bounds, as above; count ≤ WIDE_ROWS.
+                // SAFETY: the queries are in bounds, as above; count ≤ ROWS.
                 unsafe { with_rows!(count, R => self.attend::<S, R>(s, kv_head, &batch)) };
                 done += count;
             }
@@ -107,9 +102,9 @@ impl<T: Real> Attention<'_, T> {
         &self,
         s: S,
         kv_head: usize,
-        batch: &[Query<T>; MOST_QUERIES],
+        batch: &[Query<T>; MOST_ROWS],
     ) {
-        if R > S::WIDE_ROWS {
+        if R > S::ROWS {
             return; // never asked for: no code for it
         }
         let queries: [Query<T>; R] = std::array::from_fn(|r| batch[r]);

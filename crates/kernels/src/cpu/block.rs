@@ -1,7 +1,7 @@
 //! One Llama block for a few new rows, from its input to its output without an allocation.
 
 use super::aligned::{Repeated, Rows, View};
-use super::attention::{Attention, MOST_QUERIES};
+use super::attention::Attention;
 use super::cache::{BlockCache, CacheView, Places};
 use super::dispatch::Isa;
 use super::linear::{PackedLinear, WeightFormat};
@@ -9,6 +9,7 @@ use super::norm::RmsNorm;
 use super::real::Real;
 use super::rotary::{RotaryTable, Turn};
 use super::team::Worker;
+use super::tile::MOST_ROWS;
 
 /// The sizes of a block.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -280,7 +281,7 @@ impl<T: Real> Scratch<T> {
             attended: Rows::new(rows, queries),
             gated: Rows::new(rows, shape.ffn),
             normed: Rows::new(threads * rows, shape.dim),
-            scores: Rows::new(threads * MOST_QUERIES, positions),
+            scores: Rows::new(threads * MOST_ROWS, positions),
             shape: *shape,
             rows,
             positions,
@@ -332,7 +333,7 @@ impl<T: Real> ScratchView<T> {
 
     /// This worker's own rows for scores.
     fn scores(&self, worker: &Worker<'_>) -> View<T> {
-        // SAFETY: the buffer has `MOST_QUERIES` rows for each worker.
-        unsafe { self.scores.skip(worker.index() * MOST_QUERIES) }
+        // SAFETY: the buffer has `MOST_ROWS` rows for each worker.
+        unsafe { self.scores.skip(worker.index() * MOST_ROWS) }
     }
 }

@@ -10,11 +10,11 @@
 //! shape and the row's position. Rows and columns share registers, caches and threads, never a
 //! sum.
 //!
-//! - [`PackedLinear`]: a weight matrix in panels, read from front to back once by tiles of a few rows
-//!   times four vectors, which take turns where there are more rows. [`WeightFormat::Compact`] finds out which weights are numbers of
-//!   fewer bits, or blocks of levels of 4 or 8, as those of published models are, and reads these
-//!   with the same bits coming out; [`WeightFormat::BFloat16`] halves the bytes of others where a
-//!   result may be off, as drafts may.
+//! - [`PackedLinear`]: a weight matrix in panels, each read from front to back by tiles of a few rows
+//!   times four vectors, which take turns where there are more rows. [`WeightFormat::Compact`] finds
+//!   out which weights are numbers of fewer bits, or blocks of levels of 4 or 8, as those of
+//!   published models are, and reads these with the same bits coming out;
+//!   [`WeightFormat::BFloat16`] halves the bytes of others where a result may be off, as drafts may.
 //! - [`RmsNorm`] and [`BlockCache`]: keys lie in blocks of 16 positions, so that a query times
 //!   sixteen keys is a sum of vectors too.
 //! - [`BlockWeights`]: a block packed for this. [`Workspace::run`] takes rows through a trunk and

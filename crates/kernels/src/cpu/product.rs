@@ -1,7 +1,5 @@
 //! A product panel by panel, and what becomes of its sums.
 
-use std::mem::MaybeUninit;
-
 use super::aligned::View;
 use super::dispatch::{Kernel, LevelKernel, PairKernel};
 use super::levels::{FORMS, LevelSimd};
@@ -9,7 +7,8 @@ use super::pairs::PairSimd;
 use super::real::{Real, RealSimd, exp2};
 use super::simd::Simd;
 use super::tile::{
-    NOTHING, Sums, level_tile, open_halves, open_levels, pair_tile, tile, tile_rows, with_rows,
+    MOST_ROWS, NOTHING, Sums, level_tile, open_halves, open_levels, pair_tile, tile, tile_rows,
+    with_rows,
 };
 
 /// Vectors side by side in a panel.
@@ -30,6 +29,14 @@ const OPEN: usize = 32;
 
 /// Rows that read a panel together.
 const GROUP: usize = 16;
+
+const _: () = {
+    let mut form = 0;
+    while form < FORMS.len() {
+        assert!(OPEN.is_multiple_of(FORMS[form].block), "a chunk is whole blocks");
+        form += 1;
+    }
+};
 
 /// The arguments of a product, for the unit that it is dispatched to.
 pub(super) struct Product<T, F> {
@@ -87,7 +94,7 @@ impl<T: Real, F: Finish, const FORM: usize> LevelKernel<T> for OfLevels<Product<
 /// How weights lie in their places.
 trait Tiling<S: Simd> {
     /// Most rows of a tile: those whose sums the registers hold beside what they are made of.
-    const ROWS: usize = S::WIDE_ROWS;
+    const ROWS: usize = S::ROWS;
     /// Places of a chunk, which the tiles of several rows read one after the other: [`OPEN`] lines of
     /// weights when it is open.
     const CHUNK: usize = OPEN;
@@ -96,10 +103,14 @@ trait Tiling<S: Simd> {
     /// How weights lie in an open chunk.
     type Open: Tiling<S>;
 
+    /// How far ahead a tile asks for weights that it reads from front to back of a panel, in values.
+    const AHEAD: usize = AHEAD;
+
     /// Values of a row that go with so many places.
     fn values(places: usize) -> usize;
 
-    /// Adds the products of `R` rows with `places` lines of a panel of full width: see [`tile`].
+    /// Adds the products of `R` rows with `places` lines of a panel of full width, and asks for what
+    /// is `ahead` values behind: see [`tile`].
     ///
     /// # Safety
     /// As for [`tile`].
@@ -108,12 +119,12 @@ trait Tiling<S: Simd> {
         places: usize,
         x: [*const S::T; R],
         w: *const S::T,
-        ahead: Ahead,
+        ahead: usize,
         sums: &mut Sums<S, R, PANEL>,
     );
 
-    /// Writes a chunk's lines, each `width` vectors, to `open` as [`Tiling::Open`] reads them, in lines
-    /// of full width of which the first `width` vectors are written, and returns their number.
+    /// Writes a chunk's lines, each `width` vectors, to `open` as [`Tiling::Open`] reads them: to the
+    /// first vectors of lines of full width, whose number is returned.
     ///
     /// # Safety
     /// The lines are readable at `w`, and `open` has room for [`OPEN`].
@@ -126,28 +137,6 @@ trait Tiling<S: Simd> {
             }
         }
         places
-    }
-}
-
-/// Which weights a tile asks for ahead of their use.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ahead {
-    /// Those that it will read itself.
-    Own,
-    /// Those of the chunks that follow, for all tiles that read them.
-    Chunks,
-    /// None: another tile asked for them.
-    Nothing,
-}
-
-impl Ahead {
-    /// In values.
-    fn distance(self, own: usize, line: usize) -> usize {
-        match self {
-            Self::Own => own,
-            Self::Chunks => LINES_AHEAD * line,
-            Self::Nothing => NOTHING,
-        }
     }
 }
 
@@ -173,14 +162,13 @@ impl<S: Simd> Tiling<S> for Single {
         places: usize,
         x: [*const S::T; R],
         w: *const S::T,
-        ahead: Ahead,
+        ahead: usize,
         sums: &mut Sums<S, R, PANEL>,
     ) {
-        let line = PANEL * S::LANES;
         // SAFETY: the caller's promise.
         unsafe {
             let w = std::array::from_fn(|c| w.add(c * S::LANES));
-            tile(s, places, x, w, line, ahead.distance(AHEAD, line), sums);
+            tile(s, places, x, w, PANEL * S::LANES, ahead, sums);
         }
     }
 }
@@ -198,14 +186,13 @@ impl<S: PairSimd> Tiling<S> for Paired {
         places: usize,
         x: [*const S::T; R],
         w: *const S::T,
-        ahead: Ahead,
+        ahead: usize,
         sums: &mut Sums<S, R, PANEL>,
     ) {
-        let line = PANEL * S::LANES;
         // SAFETY: the caller's promise.
         unsafe {
             let load = |at| s.load_pairs(at);
-            pair_tile(s, places, x, w.cast(), ahead.distance(AHEAD, line), load, sums);
+            pair_tile(s, places, x, w.cast(), ahead, load, sums);
         }
     }
 }
@@ -225,28 +212,28 @@ impl<S: LevelSimd> Tiling<S> for Halves {
         places: usize,
         x: [*const S::T; R],
         w: *const S::T,
-        ahead: Ahead,
+        ahead: usize,
         sums: &mut Sums<S, R, PANEL>,
     ) {
-        let line = PANEL * S::LANES;
         // SAFETY: the caller's promise.
         unsafe {
             let load = |at| s.load_halves(at);
-            pair_tile(s, places, x, w.cast(), ahead.distance(AHEAD, line), load, sums);
+            pair_tile(s, places, x, w.cast(), ahead, load, sums);
         }
     }
 
     #[inline(always)]
     unsafe fn open(s: S, places: usize, w: *const S::T, width: usize, open: *mut S::V) -> usize {
         // SAFETY: the caller's promise.
-        unsafe { open_halves(s, places, w.cast(), width, AHEAD, open) };
+        unsafe { open_halves(s, places, w.cast(), width, LINES_AHEAD * PANEL * S::LANES, open) };
         <Self as Tiling<S>>::values(places)
     }
 }
 
 impl<S: LevelSimd, const FORM: usize> Tiling<S> for Levels<FORM> {
     // Words, steps and leasts take registers too; where there are few, a tile is two vectors wide.
-    const ROWS: usize = if S::WIDE_ROWS < 4 { S::WIDE_ROWS + 1 } else { 4 };
+    const ROWS: usize = if S::FEW { S::ROWS + 1 } else { 4 };
+    const AHEAD: usize = LEVELS_AHEAD;
     const CHUNK: usize = OPEN / FORMS[FORM].block * FORMS[FORM].words();
     const IN_PLACE: bool = false;
     type Open = Single;
@@ -261,11 +248,11 @@ impl<S: LevelSimd, const FORM: usize> Tiling<S> for Levels<FORM> {
         places: usize,
         x: [*const S::T; R],
         w: *const S::T,
-        _ahead: Ahead,
+        ahead: usize,
         sums: &mut Sums<S, R, PANEL>,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { level_tile::<S, R, FORM>(s, places, x, w.cast(), LEVELS_AHEAD, sums) }
+        unsafe { level_tile::<S, R, FORM>(s, places, x, w.cast(), ahead, sums) }
     }
 
     #[inline(always)]
@@ -279,7 +266,8 @@ impl<S: LevelSimd, const FORM: usize> Tiling<S> for Levels<FORM> {
 impl<T: Real, F: Finish> Product<T, F> {
     #[inline(always)]
     fn run_tiles<S: Simd<T = T>, L: Tiling<S>>(&self, s: S) {
-        let mut open = [const { MaybeUninit::<S::V>::uninit() }; OPEN * PANEL];
+        const { assert!(L::ROWS <= MOST_ROWS && <L::Open as Tiling<S>>::ROWS <= MOST_ROWS) };
+        let mut open = [s.zero(); OPEN * PANEL];
         let mut sums = [[s.zero(); PANEL]; GROUP];
         for panel in self.panels.0..self.panels.1 {
             let mut row = 0;
@@ -287,7 +275,7 @@ impl<T: Real, F: Finish> Product<T, F> {
                 let sums = &mut sums[..tile_rows(self.rows - row, GROUP)];
                 // SAFETY: panel < panels and row + rows ≤ rows; whoever made the product promised
                 // that the views hold as much.
-                unsafe { self.panel::<S, L>(s, panel, row, sums, open.as_mut_ptr().cast()) };
+                unsafe { self.panel::<S, L>(s, panel, row, sums, &mut open) };
                 row += sums.len();
             }
         }
@@ -296,7 +284,8 @@ impl<T: Real, F: Finish> Product<T, F> {
     /// The rows from `row` on, one for each of `sums`, times one panel.
     ///
     /// Where they are more than a tile has, tiles take turns at chunks of the panel, so that it
-    /// comes from memory once, in one stream, and its levels are unpacked once.
+    /// comes from memory once, in one stream, and its levels are unpacked once. A last panel that is
+    /// narrower is opened chunk by chunk whatever the rows, to be as wide as the others.
     #[inline(always)]
     unsafe fn panel<S: Simd<T = T>, L: Tiling<S>>(
         &self,
@@ -304,7 +293,7 @@ impl<T: Real, F: Finish> Product<T, F> {
         panel: usize,
         row: usize,
         sums: &mut [[S::V; PANEL]],
-        open: *mut S::V,
+        open: &mut [S::V; OPEN * PANEL],
     ) {
         let first = panel * PANEL;
         let width = (self.vectors - first).min(PANEL);
@@ -314,21 +303,18 @@ impl<T: Real, F: Finish> Product<T, F> {
         let mut from = 0;
         while from < self.depth {
             let places = chunk.min(self.depth - from);
-            // SAFETY: the panel holds `depth` lines of `width` vectors, and the views the rows.
+            // SAFETY: the panel holds `depth` lines of `width` vectors, and the views the rows; a chunk's
+            // weights are at most as many lines as `open` has.
             unsafe {
                 let w = self.weights.add((first * self.depth + from * width) * S::LANES);
                 let x = |r| self.x.row(row + r).cast_const().add(L::values(from));
-                if at_once {
-                    Self::tiles::<S, L>(s, places, x, w, Ahead::Own, sums);
-                } else if L::IN_PLACE && width == PANEL {
-                    Self::tiles::<S, L>(s, places, x, w, Ahead::Chunks, sums);
+                if at_once || L::IN_PLACE && width == PANEL {
+                    let ahead = if at_once { L::AHEAD } else { LINES_AHEAD * PANEL * S::LANES };
+                    Self::tiles::<S, L>(s, places, x, w, ahead, sums);
                 } else {
-                    if width < PANEL {
-                        (0..OPEN * PANEL).for_each(|v| open.add(v).write(s.zero()));
-                    }
-                    let lines = L::open(s, places, w, width, open);
-                    let w = open.cast_const().cast();
-                    Self::tiles::<S, L::Open>(s, lines, x, w, Ahead::Nothing, sums);
+                    let lines = L::open(s, places, w, width, open.as_mut_ptr());
+                    let w = open.as_ptr().cast();
+                    Self::tiles::<S, L::Open>(s, lines, x, w, NOTHING, sums);
                 }
             }
             from += places;
@@ -349,21 +335,21 @@ impl<T: Real, F: Finish> Product<T, F> {
         places: usize,
         x: impl Fn(usize) -> *const T,
         w: *const T,
-        ahead: Ahead,
+        ahead: usize,
         sums: &mut [[S::V; PANEL]],
     ) {
         let mut row = 0;
         while row < sums.len() {
             let rows = tile_rows(sums.len() - row, L::ROWS);
-            let ahead = if row == 0 { ahead } else { Ahead::Nothing };
+            // What follows is asked for once, not by each tile that reads it.
+            let ahead = if row == 0 { ahead } else { NOTHING };
             with_rows!(rows, R => {
-                if R <= L::ROWS {
+                if R <= L::ROWS && let Some(sums) = sums[row..].first_chunk_mut::<R>() {
                     let x = std::array::from_fn(|r| x(row + r));
-                    let sums = &mut sums[row..row + R];
-                    let mut registers: Sums<S, R, PANEL> = std::array::from_fn(|r| sums[r]);
+                    let mut registers = *sums;
                     // SAFETY: the caller's promise.
                     unsafe { L::add::<R>(s, places, x, w, ahead, &mut registers) };
-                    sums.copy_from_slice(&registers);
+                    *sums = registers;
                 }
             });
             row += rows;

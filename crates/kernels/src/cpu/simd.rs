@@ -13,8 +13,10 @@ pub(crate) trait Simd: Copy {
     type V: Copy;
     /// Lanes of a vector.
     const LANES: usize;
-    /// Most rows of a tile of four vectors that the registers hold.
-    const WIDE_ROWS: usize;
+    /// Most rows of a tile of [`PANEL`](super::product::PANEL) vectors that the registers hold.
+    const ROWS: usize;
+    /// Whether registers are few: a block of levels is then read two vectors at a time.
+    const FEW: bool = Self::ROWS < 4;
 
     /// `x` in every lane.
     fn splat(self, x: Self::T) -> Self::V;
@@ -103,7 +105,7 @@ macro_rules! portable {
             type T = $t;
             type V = [$t; $lanes];
             const LANES: usize = $lanes;
-            const WIDE_ROWS: usize = 1;
+            const ROWS: usize = 1;
 
             #[inline(always)]
             fn splat(self, x: $t) -> Self::V {

@@ -362,7 +362,11 @@ proptest! {
             prop_assert!(linear.bytes() <= 2 * inputs.next_multiple_of(2) * outputs.next_multiple_of(16));
             let (mut input, mut output) = (rows_of(&x), super::Rows::new(rows, outputs));
             linear.apply(&mut input, &mut output, rows, false);
+            let (mut one_in, mut one_out) = (super::Rows::new(1, inputs), super::Rows::new(1, outputs));
             for r in 0..rows {
+                one_in.row_mut(0).copy_from_slice(input.row(r));
+                linear.apply(&mut one_in, &mut one_out, 1, false);
+                prop_assert_eq!(one_out.row(0), output.row(r), "row {} alone on {:?}", r, isa);
                 for (j, &y) in output.row(r).iter().enumerate() {
                     // Eight significant bits: either factor is off by at most 2⁻⁸ of itself.
                     let sizes = x.row(r).mapv(f64::abs).dot(&weight.row(j).mapv(f64::abs));

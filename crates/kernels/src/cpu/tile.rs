@@ -133,7 +133,7 @@ pub(super) unsafe fn pair_tile<S: PairSimd, const R: usize, const C: usize>(
             for c in 0..C {
                 let at = w.add((i * C + c) * S::LANES);
                 v[c] = load(at);
-                if ahead != NOTHING && begins_line::<S>(c) {
+                if begins_line::<S>(c) {
                     s.prefetch(at.wrapping_add(ahead).cast());
                 }
             }
@@ -164,11 +164,9 @@ pub(super) unsafe fn level_tile<S: LevelSimd, const R: usize, const FORM: usize>
     ahead: usize,
     sums: &mut Sums<S, R, PANEL>,
 ) {
-    // Where registers are few, the words of a block are read two vectors at a time.
-    let few = S::WIDE_ROWS < PANEL;
     // SAFETY: the caller's promise.
     unsafe {
-        match (FORMS[FORM].bits, few) {
+        match (FORMS[FORM].bits, S::FEW) {
             (4, true) => level_tile_of::<S, R, 2, FORM, 4>(s, depth, x, w, ahead, sums),
             (4, false) => level_tile_of::<S, R, PANEL, FORM, 4>(s, depth, x, w, ahead, sums),
             (_, true) => level_tile_of::<S, R, 2, FORM, 8>(s, depth, x, w, ahead, sums),
@@ -354,7 +352,10 @@ pub(super) fn tile_rows(rows: usize, most: usize) -> usize {
     rows.div_ceil(rows.div_ceil(most))
 }
 
-/// Calls `$body` with the constant `$R` set to the run-time number `$rows` (1 to 8).
+/// Most rows of a tile on any unit.
+pub(super) const MOST_ROWS: usize = 6;
+
+/// Calls `$body` with the constant `$R` set to the run-time number `$rows`, 1 to [`MOST_ROWS`].
 macro_rules! with_rows {
     ($rows:expr, $R:ident => $body:expr) => {
         match $rows {
@@ -378,16 +379,8 @@ macro_rules! with_rows {
                 const $R: usize = 5;
                 $body
             }
-            6 => {
-                const $R: usize = 6;
-                $body
-            }
-            7 => {
-                const $R: usize = 7;
-                $body
-            }
             _ => {
-                const $R: usize = 8;
+                const $R: usize = 6;
                 $body
             }
         }

@@ -24,7 +24,7 @@ use super::simd::Simd;
 macro_rules! unit {
     (
         $(#[$meta:meta])* $name:ident, $t:ident, $v:ident, $lanes:literal,
-        rows $wide:literal,
+        rows $rows:literal,
         $splat:ident $load:ident $store:ident $add:ident $sub:ident $mul:ident $div:ident
         $fma:ident $max:ident,
         round($a:ident) $round:expr,
@@ -47,7 +47,7 @@ macro_rules! unit {
             type T = $t;
             type V = $v;
             const LANES: usize = $lanes;
-            const WIDE_ROWS: usize = $wide;
+            const ROWS: usize = $rows;
 
             #[inline(always)]
             fn splat(self, x: $t) -> $v {
