@@ -3,8 +3,8 @@
 use anyhow::Result;
 use foretoken_heads::{MultiTokenModel, Registry};
 use foretoken_loss::{HeadLosses, MultiTokenLoss};
-use foretoken_train::{Optimizer, Precision, TrainConfig, schedule_factor};
-use tch::{Kind, Tensor};
+use foretoken_train::{Optimizer, TrainConfig, schedule_factor};
+use tch::Tensor;
 
 /// A model with its objective and its optimiser.
 pub struct TrainingLoop {
@@ -26,13 +26,14 @@ impl TrainingLoop {
         let loss = loss.with_recompute(config.train.recompute);
         let loss = loss.with_execution(config.heads.execution.into());
         let section = &config.optimizer;
-        let (model, optimizer) = match config.train.precision {
-            Precision::Float32 | Precision::Float64 => {
+        let (precision, device) = (config.train.precision, model.device());
+        let (model, optimizer) = match precision.products(device) {
+            same if same == precision.weights() => {
                 let optimizer = Optimizer::new(model.parameters(), section)?;
                 (model, optimizer)
             }
-            Precision::Bfloat16 => {
-                let copy = model.in_kind(Kind::BFloat16, &Registry::stock())?;
+            fewer => {
+                let copy = model.in_kind(fewer, &Registry::stock())?;
                 let learned = model.parameters();
                 (Optimizer::with_copies(learned, copy.parameters(), section))
                     .map(|optimizer| (copy, optimizer))?

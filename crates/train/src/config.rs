@@ -6,7 +6,7 @@ use foretoken_heads::{HeadsConfig, ModelConfig};
 use foretoken_loss::{HeadExecution, HeadTargets};
 use foretoken_trunk::Architecture;
 use serde::{Deserialize, Serialize};
-use tch::Kind;
+use tch::{Device, Kind};
 
 use crate::Error;
 use crate::loss_section::LossSection;
@@ -403,27 +403,40 @@ pub enum Precision {
     /// optimiser state, norms and losses stay in 32. Faster on GPUs and on processors with AVX-512
     /// BF16 or AMX, slower on others.
     Bfloat16,
+    /// `bfloat16` wherever the hardware has products of it, else `float32`: the faster one, but
+    /// other processors come to other bits.
+    Fast,
     /// 64 bits, for checks.
     Float64,
 }
 
 impl Precision {
     /// The number format of the weights that learn.
-    pub(crate) fn weights(self) -> Kind {
+    pub fn weights(self) -> Kind {
         match self {
             Self::Float64 => Kind::Double,
-            Self::Float32 | Self::Bfloat16 => Kind::Float,
+            Self::Float32 | Self::Bfloat16 | Self::Fast => Kind::Float,
         }
     }
 
-    /// The number format of the products; where it is not that of the weights, the model computes
-    /// with rounded copies.
-    pub(crate) fn products(self) -> Kind {
+    /// The number format of the products on a device; where it is not that of the weights, the model
+    /// computes with rounded copies.
+    pub fn products(self, device: Device) -> Kind {
         match self {
             Self::Bfloat16 => Kind::BFloat16,
-            Self::Float32 | Self::Float64 => self.weights(),
+            Self::Fast if has_bfloat16_products(device) => Kind::BFloat16,
+            Self::Float32 | Self::Fast | Self::Float64 => self.weights(),
         }
     }
+}
+
+/// Whether a device multiplies bfloat16 numbers faster than float32 ones.
+pub(crate) fn has_bfloat16_products(device: Device) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let here = std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    let here = false;
+    device.is_cuda() || here
 }
 
 /// `[train]`: length, batch and bookkeeping.
@@ -442,7 +455,7 @@ pub struct TrainSection {
     /// Steps between checkpoints; 0 saves only at the end and on an interruption.
     #[serde(default = "default_checkpoint_every")]
     pub checkpoint_every: u64,
-    /// `float32`, `float64` or `bfloat16`.
+    /// `float32`, `bfloat16`, `fast` (the faster of the two on this machine) or `float64`.
     #[serde(default = "default_precision")]
     pub precision: Precision,
     /// Whether an NVIDIA GPU may multiply float32 matrices in TF32, several times faster with

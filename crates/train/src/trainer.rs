@@ -68,7 +68,7 @@ impl Trainer {
     ) -> Result<Self, Error> {
         let (registry, group) = (&options.registry, options.group.as_ref());
         let precision = config.train.precision;
-        let mut copy = match precision.products() {
+        let mut copy = match precision.products(options.device) {
             same if same == precision.weights() => None,
             fewer => Some(model.in_kind(fewer, registry)?),
         };

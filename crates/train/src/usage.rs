@@ -43,7 +43,7 @@ impl Meter {
     /// For a training of `model` by `config` in so many processes. Measures what this one can do,
     /// which takes it a fifth of a second.
     pub(crate) fn new(config: &TrainConfig, model: &MultiTokenModel, processes: usize) -> Self {
-        let peak = product_rate(config.train.precision.products(), model.device());
+        let peak = product_rate(config.train.precision.products(model.device()), model.device());
         if let Err(error) = &peak {
             tracing::warn!("cannot measure what this machine can do: {error}");
         }

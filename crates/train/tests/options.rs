@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 
 use foretoken_heads::MultiTokenModel;
-use foretoken_train::{TrainConfig, TrainOptions, train};
+use foretoken_train::{Precision, TrainConfig, TrainOptions, train};
 use tch::{Device, Kind};
 
 use common::Place;
@@ -75,6 +75,24 @@ fn training_in_bfloat16_learns_and_keeps_weights_in_32_bits() {
     fs::remove_dir_all(place.path("half/model")).unwrap();
     place.resume("half", &half).unwrap();
     assert_eq!(place.weights("half/model"), before);
+}
+
+#[test]
+fn the_fast_precision_is_the_one_that_the_device_has_products_of() {
+    assert_eq!(Precision::Fast.products(Device::Cuda(0)), Kind::BFloat16);
+    let place = Place::new();
+    let steps = "train.steps=6";
+    for precision in ["fast", "float32", "bfloat16"] {
+        place.train(precision, &[steps, &format!("train.precision={precision}")]).unwrap();
+    }
+    let same = match Precision::Fast.products(Device::Cpu) {
+        Kind::BFloat16 => "bfloat16",
+        _ => "float32",
+    };
+    for other in ["float32", "bfloat16"] {
+        let equal = place.weights("fast/model") == place.weights(&format!("{other}/model"));
+        assert_eq!(equal, other == same, "fast and {other}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use super::flat::FlatParameters;
 use super::newton_schulz::{self, Orientation};
 use crate::Error;
-use crate::config::{MuonPrecision, OptimizerSection};
+use crate::config::{MuonPrecision, OptimizerSection, has_bfloat16_products};
 
 /// Momentum, orthogonalised by Newton–Schulz (Jordan et al., 2024).
 ///
@@ -144,22 +144,11 @@ impl Stack {
 
 /// The number format of the Newton–Schulz products of float32 weights.
 fn newton_schulz_kind(values: &Tensor, precision: MuonPrecision) -> Kind {
-    let on_gpu = values.device().is_cuda();
     let fewer = match precision {
         MuonPrecision::Float32 => false,
-        MuonPrecision::Auto => on_gpu,
-        MuonPrecision::Fast => on_gpu || fast_bfloat16_products(),
+        MuonPrecision::Auto => values.device().is_cuda(),
+        MuonPrecision::Fast => has_bfloat16_products(values.device()),
         MuonPrecision::Bfloat16 => true,
     };
     if fewer && values.kind() == Kind::Float { Kind::BFloat16 } else { values.kind() }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn fast_bfloat16_products() -> bool {
-    std::arch::is_x86_feature_detected!("avx512bf16")
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn fast_bfloat16_products() -> bool {
-    false
 }
