@@ -448,10 +448,11 @@ pub(crate) struct ReproduceArguments {
 mod tests {
     use super::*;
 
-    const DOCUMENTS: [(&str, &str); 3] = [
+    const DOCUMENTS: [(&str, &str); 4] = [
         ("README.md", include_str!("../../../README.md")),
         ("pretrained.md", include_str!("../../../docs/pretrained.md")),
         ("training.md", include_str!("../../../docs/training.md")),
+        ("pretrained/README.md", include_str!("../../../pretrained/README.md")),
     ];
 
     #[test]
@@ -473,6 +474,6 @@ mod tests {
                 }
             }
         }
-        assert_eq!(found, 14, "commands that were found, of those that are there");
+        assert_eq!(found, 15, "commands that were found, of those that are there");
     }
 }

@@ -62,7 +62,7 @@ mod training;
 pub use options::{Outcome, Preset, ReproduceOptions, Training};
 pub use paper::{PaperFigures, PaperModel, PaperRow};
 pub use plot::{Metric, Plot, PlotOptions, XAxis, plot};
-pub use recipe::{CompactPlan, DecodingPlan, HeldOutPlan, Recipe, ValidationPlan};
+pub use recipe::{CompactPlan, DecodingPlan, HeldOutPlan, Recipe, SmallerPlan, ValidationPlan};
 pub use render::{Rendered, render};
 pub use report::{Corpus, DecodingRow, ModelRow, Report, Versions};
 pub use results::{

@@ -119,12 +119,7 @@ impl<'r> Run<'r> {
         let path = file.to_str().with_context(|| {
             format!("{}: the path of the model has to be UTF-8", self.published.file.display())
         })?;
-        recipe
-            .config
-            .get_mut("model")
-            .and_then(toml::Value::as_table_mut)
-            .context("config.model is not a section")?
-            .insert("init_from".to_owned(), toml::Value::String(path.to_owned()));
+        recipe.set("model", "init_from", path)?;
         Ok(Job {
             options: self.options,
             config_toml: recipe.config_toml(heads)?,
@@ -287,6 +282,7 @@ impl<'r> Run<'r> {
             experiment: self.options.experiment.clone(),
             preset: self.options.preset.to_string(),
             pretrained_heads: matches!(grown, Grown::Kept(_)),
+            without_bfloat16: self.recipe.smaller().is_some(),
             seed: config.train.seed,
             device: device_name(self.options.device).to_owned(),
             versions: Versions::current(),
@@ -323,6 +319,13 @@ impl<'r> Run<'r> {
                 foretoken_train::TargetKind::Text => "the text",
             }
         )];
+        if let Some(less) = self.recipe.smaller() {
+            notes.push(format!(
+                "This processor has no products of bfloat16: the preset's {} minutes are enough for \
+                 {} batches, {} steps and {} of each decoding. On other processors it takes more.",
+                self.recipe.minutes, less.batches, less.steps, less.repeats
+            ));
+        }
         if let (Grown::Trained(..), Some(device)) = (grown, self.trained_elsewhere(grown)) {
             notes.push(format!(
                 "The heads were trained on {device}: seconds and memory of their training are from \
@@ -400,8 +403,7 @@ mod tests {
             ..ReproduceOptions::new("pretrained", Preset::Smoke).unwrap()
         };
         let mut recipe = Recipe::named("pretrained", Preset::Smoke).unwrap();
-        let section = recipe.config.get_mut("model").and_then(toml::Value::as_table_mut).unwrap();
-        section.insert("init_from".to_owned(), toml::Value::String("other".to_owned()));
+        recipe.set("model", "init_from", "other").unwrap();
         let outcome: anyhow::Result<Outcome> = crate::reproduce_with(&options, &recipe);
         assert!(outcome.unwrap_err().to_string().contains("smollm2"));
     }

@@ -1,8 +1,9 @@
 //! What an experiment trains and measures, as a TOML file says it.
 
 use anyhow::{Context, bail, ensure};
-use foretoken_train::TrainConfig;
+use foretoken_train::{Precision, TrainConfig};
 use serde::Deserialize;
+use tch::{Device, Kind};
 
 use crate::Preset;
 
@@ -27,6 +28,22 @@ pub struct Recipe {
     /// The training that all models share but for `heads.count`: a config as `foretoken train`
     /// reads it.
     pub config: toml::Table,
+    /// What processors without products of bfloat16 can do in these minutes, where it is less.
+    #[serde(default)]
+    pub without_bfloat16: Option<SmallerPlan>,
+}
+
+/// The part of a recipe's work for which a processor has the time that takes several times as long
+/// for a training, because it multiplies numbers of 32 bits in place of 16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SmallerPlan {
+    /// `config.data.batches`.
+    pub batches: u32,
+    /// `config.train.steps`.
+    pub steps: u32,
+    /// `decoding.repeats`.
+    pub repeats: usize,
 }
 
 /// How the models' own text is decoded.
@@ -130,14 +147,52 @@ impl Recipe {
     ///
     /// When `config` is not a table of tables.
     pub fn config_toml(&self, heads: usize) -> anyhow::Result<String> {
-        let mut config = self.config.clone();
-        let section =
-            config.entry("heads").or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        section
+        let mut recipe = self.clone();
+        recipe.set("heads", "count", heads as i64)?;
+        toml::to_string(&recipe.config).context("cannot write the training config")
+    }
+
+    /// Sets a key of the training config.
+    pub(crate) fn set(
+        &mut self,
+        section: &str,
+        key: &str,
+        value: impl Into<toml::Value>,
+    ) -> anyhow::Result<()> {
+        let empty = || toml::Value::Table(toml::Table::new());
+        self.config
+            .entry(section)
+            .or_insert_with(empty)
             .as_table_mut()
-            .context("config.heads is not a section")?
-            .insert("count".to_owned(), toml::Value::Integer(heads as i64));
-        toml::to_string(&config).context("cannot write the training config")
+            .with_context(|| format!("config.{section} is not a section"))?
+            .insert(key.to_owned(), value.into());
+        Ok(())
+    }
+
+    /// The recipe as `device` has the time for it.
+    ///
+    /// # Errors
+    ///
+    /// When `config.data` or `config.train` is not a section.
+    pub fn on(self, device: Device) -> anyhow::Result<Self> {
+        let slow = Precision::Fast.products(device) != Kind::BFloat16;
+        match self.without_bfloat16.filter(|_| slow) {
+            Some(less) => self.with(less),
+            None => Ok(self),
+        }
+    }
+
+    fn with(mut self, less: SmallerPlan) -> anyhow::Result<Self> {
+        self.set("data", "batches", i64::from(less.batches))?;
+        self.set("train", "steps", i64::from(less.steps))?;
+        self.decoding.repeats = less.repeats;
+        Ok(self)
+    }
+
+    /// The amounts that [`Recipe::on`] took in place of the recipe's own, where it did.
+    pub(crate) fn smaller(&self) -> Option<SmallerPlan> {
+        let steps = self.config.get("train")?.get("steps")?.as_integer()?;
+        self.without_bfloat16.filter(|less| i64::from(less.steps) == steps)
     }
 
     /// The training config of the model with `heads` heads.
@@ -216,6 +271,10 @@ impl Recipe {
                 self.held_out.window
             );
         }
+        if let Some(less) = self.without_bfloat16 {
+            let least = u64::from(less.batches.min(less.steps)).min(less.repeats as u64);
+            ensure!(least > 0, "without_bfloat16: each of its amounts has to be at least 1");
+        }
         precision(&self.decoding.precision)?;
         ensure!(
             self.decoding.compact.is_none() || self.decoding.precision == "float32",
@@ -261,6 +320,30 @@ mod tests {
             let heads = recipe.largest().unwrap().heads;
             assert_eq!(heads.train, foretoken_train::HeadTraining::Alone);
         }
+    }
+
+    #[test]
+    fn a_processor_without_products_of_bfloat16_does_what_it_has_the_time_for() {
+        for preset in [Preset::Quick, Preset::Long] {
+            let recipe = Recipe::named("pretrained", preset).unwrap();
+            // A GPU has such products.
+            assert_eq!(recipe.clone().on(Device::Cuda(0)).unwrap(), recipe);
+            let less = recipe.without_bfloat16.unwrap();
+            let smaller = recipe.clone().with(less).unwrap();
+            let (config, own) = (smaller.largest().unwrap(), recipe.largest().unwrap());
+            assert_eq!(config.data.batches, u64::from(less.batches));
+            assert_eq!(config.train.steps, u64::from(less.steps));
+            assert_eq!(smaller.decoding.repeats, less.repeats);
+            assert_eq!((recipe.smaller(), smaller.smaller()), (None, Some(less)));
+            assert!(config.data.batches < own.data.batches && config.train.steps < own.train.steps);
+            let here = recipe.clone().on(Device::Cpu).unwrap();
+            let has_products = Precision::Fast.products(Device::Cpu) == Kind::BFloat16;
+            assert_eq!(here, if has_products { recipe } else { smaller });
+        }
+        let text = include_str!("../configs/pretrained-quick.toml");
+        let error = Recipe::from_toml(&text.replace("steps = 140", "steps = 0"));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("without_bfloat16"), "{error}");
     }
 
     #[test]

@@ -24,6 +24,11 @@ pub struct Report {
     /// [`ReproduceOptions::pretrained_heads`]: crate::ReproduceOptions::pretrained_heads
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pretrained_heads: bool,
+    /// Whether it is of [`Recipe::without_bfloat16`]'s amounts.
+    ///
+    /// [`Recipe::without_bfloat16`]: crate::Recipe::without_bfloat16
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_bfloat16: bool,
     /// The seed of weights, batches and prompts.
     pub seed: u64,
     /// `cpu` or `cuda`.
@@ -168,7 +173,8 @@ impl Report {
 
     /// What its published files are called: `pretrained-long`.
     pub fn name(&self) -> String {
-        format!("{}-{}", self.experiment, variant(&self.preset, self.pretrained_heads))
+        let amounts = if self.without_bfloat16 { "-without-bfloat16" } else { "" };
+        format!("{}-{}{amounts}", self.experiment, variant(&self.preset, self.pretrained_heads))
     }
 
     /// The command that makes it again.

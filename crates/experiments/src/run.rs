@@ -21,6 +21,11 @@ pub const EXPERIMENTS: [&str; 2] = ["speed", "pretrained"];
 /// fails. What is finished is kept.
 pub fn reproduce(options: &ReproduceOptions) -> anyhow::Result<Outcome> {
     let recipe = Recipe::named(&options.experiment, options.preset)?;
+    // Heads that were trained before take a slower processor no training.
+    let recipe = match options.pretrained_heads {
+        None => recipe.on(options.device)?,
+        Some(_) => recipe,
+    };
     reproduce_with(options, &recipe)
 }
 

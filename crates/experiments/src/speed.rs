@@ -174,6 +174,7 @@ impl<'r> Run<'r> {
             experiment: self.options.experiment.clone(),
             preset: self.options.preset.to_string(),
             pretrained_heads: false,
+            without_bfloat16: self.recipe.smaller().is_some(),
             seed: jobs[0].config.train.seed,
             device: device_name(self.options.device).to_owned(),
             versions: Versions::current(),

@@ -10,7 +10,8 @@ use serde_json::Value;
 #[test]
 fn committed_reports_are_read_and_rendered_and_no_output_in_them_differs() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/results");
-    for entry in std::fs::read_dir(&folder).into_iter().flatten() {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let is_json = path.extension().is_some_and(|extension| extension == "json");
@@ -19,6 +20,7 @@ fn committed_reports_are_read_and_rendered_and_no_output_in_them_differs() {
             continue;
         }
         let report = Report::read(&path).unwrap();
+        found.push(report.name());
         assert_eq!(name, format!("{}.json", report.name()));
         let rendered = render(&report).unwrap();
         let headline = rendered.markdown.lines().next().unwrap();
@@ -35,6 +37,37 @@ fn committed_reports_are_read_and_rendered_and_no_output_in_them_differs() {
                 row.model, row.heads_used
             );
         }
+    }
+    found.sort_unstable();
+    assert_eq!(
+        found,
+        [
+            "pretrained-long",
+            "pretrained-quick",
+            "pretrained-quick-kept-heads",
+            "pretrained-quick-without-bfloat16",
+            "speed-long",
+            "speed-quick"
+        ]
+    );
+}
+
+/// Tokens a pass that heads of a CPU's half hour, of its hundred minutes and of a GPU have to bring,
+/// and how much of that has to become speed.
+#[test]
+fn the_heads_of_committed_reports_bring_what_they_are_for() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/results");
+    for (name, least) in [
+        ("pretrained-quick", 1.5),
+        ("pretrained-quick-without-bfloat16", 1.5),
+        ("pretrained-long", 1.7),
+        ("pretrained-quick-kept-heads", 2.2),
+    ] {
+        let report = Report::read(&folder.join(format!("{name}.json"))).unwrap();
+        let row = report.decoding.iter().find(|row| row.heads_used == 4).unwrap();
+        let (tokens, speedup) = (row.tokens_per_forward, row.speedup);
+        assert!(tokens >= least, "{name}: {tokens}");
+        assert!(speedup > 1.2 && speedup >= 0.7 * tokens, "{name}: {speedup} at {tokens}");
     }
 }
 

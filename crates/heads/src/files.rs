@@ -143,7 +143,7 @@ impl UnreadModel {
         device: Device,
     ) -> Result<Self> {
         let sizes = &config.architecture;
-        source.check_size(sizes.numbers(sizes.layers))?;
+        source.check_size(sizes.numbers(sizes.layers), sizes.tensors(sizes.layers))?;
         source.check_context(sizes)?;
         let init = Initialiser::unset(kind, device);
         let outline = MultiTokenModel::build(config, &Registry::stock(), &init)?;
@@ -168,8 +168,9 @@ fn open_stock(folder: &Path, config: &ModelConfig, layers: usize) -> Result<Weig
         false => SafetensorsFiles::open(&[&one])?,
     };
     let mut reader = WeightReader::new(Box::new(files));
-    reader.check_size(config.architecture.numbers(layers))?;
-    reader.check_context(&config.architecture)?;
+    let sizes = &config.architecture;
+    reader.check_size(sizes.numbers(layers), sizes.tensors(layers))?;
+    reader.check_context(sizes)?;
     // Old checkpoints store the rotary frequencies, which follow from the config.
     reader.pass_over(|name| name.ends_with(".rotary_emb.inv_freq"));
     Ok(reader)

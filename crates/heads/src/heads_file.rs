@@ -93,7 +93,8 @@ impl HeadsFile {
             MedusaHead::KIND | LinearHead::KIND => sizes.dim.saturating_mul(sizes.dim),
             _ => 1,
         };
-        Ok(self.files.check_size(each.saturating_mul(heads.count.saturating_sub(1)))?)
+        let beyond = heads.count.saturating_sub(1);
+        Ok(self.files.check_size(each.saturating_mul(beyond), beyond)?)
     }
 
     /// Fills the model's heads, which are of the file's type and count.

@@ -163,8 +163,10 @@ fn vocabulary(file: &GgufFile) -> Result<Vocabulary> {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let missing = |name: &str| file.error(format!("GGUF: the key {} is missing", key(name)));
     let id = |name: &str| -> Result<Option<u32>> {
-        let id = file.unsigned(&key(name))?;
-        Ok(id.map(|id| u32::try_from(id).map_err(|_| missing(name))).transpose()?)
+        let Some(id) = file.unsigned(&key(name))? else { return Ok(None) };
+        let id = u32::try_from(id)
+            .map_err(|_| file.error(format!("GGUF: the key {} is {id}: no token's", key(name))))?;
+        Ok(Some(id))
     };
     Ok(Vocabulary {
         model: file.text(&key("model"))?.ok_or_else(|| missing("model"))?,

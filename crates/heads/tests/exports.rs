@@ -1,11 +1,12 @@
 //! Models in the formats of other software.
 
-use foretoken_data::Tokenizer;
+use foretoken_data::{Message, Tokenizer, Vocabulary};
 use foretoken_heads::{
     GgufNumbers, HeadsConfig, ModelConfig, ModelSource, MultiTokenModel, NewFolder, Registry,
 };
 use foretoken_trunk::io::read_safetensors;
 use foretoken_trunk::{Architecture, RopeScaling};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -277,5 +278,87 @@ fn a_new_folder_is_whole_or_not_there_and_never_replaces_one() {
     for taken in ["out", "file"] {
         let error = NewFolder::at(&dir.path().join(taken)).unwrap_err().to_string();
         assert!(error.contains(taken) && error.contains("something already"), "{error}");
+    }
+}
+
+/// A file with merges, special tokens and a chat template, and the length of what stands before its
+/// tensors.
+fn with_merges(folder: &Path) -> (Vec<u8>, usize) {
+    let path = folder.join("whole.gguf");
+    let vocabulary = Vocabulary {
+        model: "gpt2".to_owned(),
+        pre: Some("llama-bpe".to_owned()),
+        tokens: ["h", "i", "hi", "o", "hio", "<s>", "</s>"].map(str::to_owned).to_vec(),
+        token_types: Some(vec![1, 1, 1, 1, 1, 3, 3]),
+        merges: vec!["h i".to_owned(), "hi o".to_owned()],
+        bos: Some(5),
+        eos: Some(6),
+        add_bos: Some(true),
+        chat_template: Some("{% for m in messages %}<s>{{ m.content }}{% endfor %}".to_owned()),
+        ..Vocabulary::default()
+    };
+    let tokenizer = Tokenizer::from_vocabulary(&vocabulary).unwrap();
+    let model = model(Architecture { vocab: 12, ..sizes(2) }, 1);
+    model.export_gguf(&path, "small", &tokenizer, GgufNumbers::Float32).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let header = bytes.len() - 4 * model.parameter_count();
+    (bytes, header)
+}
+
+/// All that a user's command makes of a file before it decodes.
+fn used(path: &Path) -> Result<Vec<u32>, Box<dyn std::error::Error>> {
+    let source = ModelSource::open(path)?;
+    let tokenizer = source.tokenizer()?;
+    source.model(Kind::Float, Device::Cpu)?;
+    let template = tokenizer.chat_template()?;
+    let text = match &template {
+        Some(template) => template.render(&[Message::new("user", "hio")], true)?,
+        None => "hio".to_owned(),
+    };
+    let ids = tokenizer.encode_chat(&text)?;
+    tokenizer.decode(&ids)?;
+    Ok(ids)
+}
+
+proptest! {
+    // `PROPTEST_CASES=100000 cargo test -p foretoken-heads --test exports` for a long run.
+    #[test]
+    fn a_damaged_file_with_a_tokenizer_ends_in_an_error_or_is_used(
+        changes in prop::collection::vec((any::<usize>(), any::<u8>()), 0..4),
+        word in prop::option::of((any::<usize>(), prop::sample::select(vec![
+            u64::MAX, 1 << 63, 1 << 40, 1 << 32, 1 << 16, 12, 1, 0,
+        ]))),
+        cut in prop::option::weighted(0.1, any::<usize>()),
+    ) {
+        thread_local! {
+            static WHOLE: (tempfile::TempDir, Vec<u8>, usize) = {
+                let folder = tempfile::tempdir().unwrap();
+                let (bytes, header) = with_merges(folder.path());
+                (folder, bytes, header)
+            };
+        }
+        WHOLE.with(|(folder, whole, header)| {
+            let path = folder.path().join("damaged.gguf");
+            let undamaged = changes.is_empty() && word.is_none() && cut.is_none();
+            let mut bytes = whole.clone();
+            for (at, value) in changes {
+                bytes[at % header] = value;
+            }
+            if let Some((at, word)) = word {
+                let at = at % (header - 8);
+                bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(cut % header);
+            }
+            fs::write(&path, &bytes).unwrap();
+            match used(&path) {
+                Ok(ids) => assert!(!undamaged || ids == [5, 4], "{ids:?}"),
+                Err(error) => {
+                    assert!(!undamaged, "{error}");
+                    assert_eq!(error.to_string().lines().count(), 1, "{error}");
+                }
+            }
+        });
     }
 }

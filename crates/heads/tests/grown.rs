@@ -371,15 +371,20 @@ fn a_damaged_heads_file_is_named() {
     assert!(error.contains("does not say"), "{error}");
 }
 
+/// The index and the shards of [`shard`].
+const SHARDED: [&str; 3] = [
+    "model.safetensors.index.json",
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+];
+
 /// The files of a model as Hugging Face's `save_pretrained` leaves them when it splits a model.
 fn shard(folder: &Path) {
     let whole = folder.join("model.safetensors");
     let tensors = read_safetensors(&whole).unwrap();
     let (first, second) = tensors.split_at(tensors.len() / 2);
     let mut map = serde_json::Map::new();
-    for (name, part) in
-        [("model-00001-of-00002.safetensors", first), ("model-00002-of-00002.safetensors", second)]
-    {
+    for (name, part) in [(SHARDED[1], first), (SHARDED[2], second)] {
         let part: Vec<(String, Tensor)> =
             part.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
         write_safetensors(&folder.join(name), &part).unwrap();
@@ -387,7 +392,7 @@ fn shard(folder: &Path) {
     }
     fs::remove_file(whole).unwrap();
     let index = json!({"metadata": {}, "weight_map": map});
-    fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    fs::write(folder.join(SHARDED[0]), index.to_string()).unwrap();
 }
 
 #[test]
@@ -500,30 +505,44 @@ fn a_source_that_is_nothing_known_is_refused() {
 proptest! {
     // `PROPTEST_CASES=100000 cargo test -p foretoken-heads --test grown` for a long run.
     #[test]
-    fn damaged_indices_end_in_an_error_or_a_model(
+    fn damaged_indices_and_shards_end_in_an_error_or_a_model(
+        damaged in 0..SHARDED.len(),
         changes in prop::collection::vec((0usize..4000, any::<u8>()), 1..5),
-        cut in prop::option::of(0usize..4000),
+        length in prop::option::of(prop::sample::select(vec![u64::MAX, 1 << 63, 1 << 32, 2, 0])),
+        cut in prop::option::of(0usize..8000),
     ) {
         let _turn = turn();
         thread_local! {
-            static WHOLE: (tempfile::TempDir, Vec<u8>) = {
+            static WHOLE: (tempfile::TempDir, [Vec<u8>; SHARDED.len()], String) = {
                 let folder = tempfile::tempdir().unwrap();
-                stock(|_| ()).save(folder.path()).unwrap();
+                let model = stock(|_| ());
+                model.save(folder.path()).unwrap();
                 shard(folder.path());
-                let bytes = fs::read(folder.path().join("model.safetensors.index.json")).unwrap();
-                (folder, bytes)
+                let whole = SHARDED.map(|name| fs::read(folder.path().join(name)).unwrap());
+                (folder, whole, model.stock_sha256().unwrap())
             };
         }
-        WHOLE.with(|(folder, whole)| {
+        WHOLE.with(|(folder, whole, weights)| {
+            let path = folder.path().join(SHARDED[damaged]);
+            let whole = &whole[damaged];
             let mut bytes = whole.clone();
             for (at, value) in changes {
                 let at = at % bytes.len();
                 bytes[at] = value;
             }
+            // Of a shard's header.
+            if let Some(length) = length.filter(|_| damaged > 0) {
+                bytes[..8].copy_from_slice(&length.to_le_bytes());
+            }
             bytes.truncate(cut.unwrap_or(usize::MAX));
-            fs::write(folder.path().join("model.safetensors.index.json"), &bytes).unwrap();
-            if let Err(error) = load(folder.path()) {
-                assert_eq!(error.to_string().lines().count(), 1);
+            fs::write(&path, &bytes).unwrap();
+            let loaded = load(folder.path());
+            fs::write(&path, whole).unwrap();
+            match loaded {
+                Err(error) => assert_eq!(error.to_string().lines().count(), 1),
+                // An index names files; a shard's own numbers may be others.
+                Ok(model) if damaged == 0 => assert_eq!(&model.stock_sha256().unwrap(), weights),
+                Ok(_) => {}
             }
         });
     }

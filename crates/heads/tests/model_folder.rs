@@ -174,6 +174,39 @@ fn damaged_folders_are_refused_with_the_file_and_the_tensor_named() {
 }
 
 #[test]
+fn layers_for_which_a_file_has_no_tensors_are_refused_before_they_are_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let architecture = Architecture {
+        vocab: 4,
+        dim: 2,
+        layers: 2,
+        attention_heads: 1,
+        kv_heads: 1,
+        ffn: 1,
+        context: 4,
+        ..Architecture::default()
+    };
+    let small =
+        ModelConfig { architecture, heads: HeadsConfig::new("block", 1), end_of_text: vec![] };
+    let saved = MultiTokenModel::new(&small, Kind::Float, Device::Cpu, 5).unwrap();
+    saved.save(folder.path()).unwrap();
+    load(folder.path()).unwrap();
+    // Numbers enough for ten thousand layers, in one tensor.
+    let layers = 10_000;
+    let config = fs::read_to_string(folder.path().join("config.json")).unwrap();
+    let layered =
+        config.replace("\"num_hidden_layers\": 2", &format!("\"num_hidden_layers\": {layers}"));
+    assert_ne!(config, layered);
+    fs::write(folder.path().join("config.json"), layered).unwrap();
+    let path = folder.path().join("model.safetensors");
+    let mut tensors = read_safetensors(&path).unwrap();
+    tensors.push(("filler".into(), Tensor::zeros([26 * layers], (Kind::Half, Device::Cpu))));
+    write_safetensors(&path, &tensors).unwrap();
+    let error = load(folder.path()).unwrap_err();
+    assert!(error.contains("tensors, but the model") && error.contains("90003"), "{error}");
+}
+
+#[test]
 fn impossible_heads_are_refused_with_the_key_named() {
     let build = |layers, heads: usize, kind: &str| {
         let mut config = config(layers, heads);

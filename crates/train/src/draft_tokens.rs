@@ -1,6 +1,7 @@
 //! The tokens that heads which are trained alone choose their drafts among.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use foretoken_heads::MultiTokenModel;
 use foretoken_kernels::linear;
@@ -15,6 +16,9 @@ const READ: usize = 1 << 20;
 
 /// Batches by which [`expected`] goes: the first of the rounds, at most so many.
 const BATCHES: u64 = 32;
+
+/// Time between two words on how far [`expected`] is.
+const SAY_EVERY: Duration = Duration::from_secs(15);
 
 /// Positions whose distributions over the whole vocabulary are in memory at once.
 const POSITIONS: i64 = 256;
@@ -48,7 +52,14 @@ pub(crate) fn expected(
 ) -> Result<Vec<u32>, Error> {
     let vocab = model.config().architecture.vocab as i64;
     let mut sums = Tensor::f_zeros([vocab], (Kind::Double, model.device()))?;
-    for index in 0..batches.min(BATCHES) {
+    let batches = batches.min(BATCHES);
+    tracing::info!("the draft vocabulary: the tokens that the model expects in {batches} batches");
+    let mut said = Instant::now();
+    for index in 0..batches {
+        if said.elapsed() > SAY_EVERY {
+            said = Instant::now();
+            tracing::info!("{index} of {batches} batches read");
+        }
         let (_, states) = cache.batch(model, index, corpus)?;
         no_grad(|| {
             let rows = states.final_hidden.f_to_kind(model.kind())?.f_flatten(0, 1)?;

@@ -66,6 +66,7 @@ impl WrittenText {
         corpus: &impl Fn(u64) -> Result<Tensor, Error>,
     ) -> Result<Vec<(u64, Read)>, Error> {
         let group = self.group_of(index);
+        tracing::info!("the model writes {} of the batches itself", group.len());
         let rows = group.iter().map(|&index| match &self.begins {
             Some(begins) => begins.cut(&corpus(index)?, self.prompt),
             None => corpus(index),

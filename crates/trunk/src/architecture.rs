@@ -92,6 +92,12 @@ impl Architecture {
         blocks.saturating_mul(self.block_numbers()).saturating_add(ends)
     }
 
+    /// Tensors of a stock model with so many blocks, biases not counted.
+    pub fn tensors(&self, blocks: usize) -> usize {
+        let ends = if self.tied { 2 } else { 3 };
+        blocks.saturating_mul(9).saturating_add(ends)
+    }
+
     /// Numbers that a text of the whole context has beside the weights: the angles of its positions,
     /// and a model's keys and values.
     pub fn context_numbers(&self) -> usize {

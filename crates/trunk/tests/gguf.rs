@@ -135,7 +135,7 @@ fn read(path: &Path) -> foretoken_trunk::Result<Architecture> {
     file.numbers("tokenizer.ggml.token_type")?;
     file.flag("tokenizer.ggml.add_bos_token")?;
     let mut reader = WeightReader::new(Box::new(GgufWeights::new(Arc::clone(&file), &sizes)?));
-    reader.check_size(sizes.numbers(sizes.layers))?;
+    reader.check_size(sizes.numbers(sizes.layers), sizes.tensors(sizes.layers))?;
     reader.check_context(&sizes)?;
     let init = Initialiser::unset(Kind::Float, Device::Cpu);
     let trunk = Trunk::new(&sizes, sizes.layers, &init)?;

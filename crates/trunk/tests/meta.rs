@@ -98,7 +98,7 @@ fn expect(error: &str, words: &[&str]) {
 fn read(folder: &Path) -> foretoken_trunk::Result<Architecture> {
     let MetaCheckpoint { architecture: sizes, heads, weights } = MetaCheckpoint::open(folder)?;
     let mut reader = WeightReader::new(Box::new(weights));
-    reader.check_size(sizes.numbers(sizes.layers))?;
+    reader.check_size(sizes.numbers(sizes.layers), sizes.tensors(sizes.layers))?;
     reader.check_context(&sizes)?;
     let init = Initialiser::unset(Kind::Float, Device::Cpu);
     let trunk = Trunk::new(&sizes, sizes.layers - heads, &init)?;
@@ -323,6 +323,12 @@ fn a_tensor_that_is_not_in_its_storage_is_refused_by_name() {
     expect(&refused(&|spec| spec.class = "HalfStorage"), &["numbers"]);
     expect(&refused(&|spec| spec.storage = "../version".into()), &["not in the archive"]);
     expect(&refused(&|spec| spec.storage = "0".into()), &["shares numbers"]);
+
+    // Before it is known whose storage it is: a name may stand for many tensors.
+    let mut long = specs(&tensors());
+    long[3].storage = "0".repeat(65);
+    let bytes = archive(&entries(pickle(&long), &tensors()));
+    expect(&Folder::new(&params(), &bytes).refused(), &["name has 65 bytes"]);
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use minijinja::{Environment, ErrorKind};
+use minijinja::value::{Kwargs, Rest, Value, from_args};
+use minijinja::{Environment, ErrorKind, State, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
 
@@ -20,6 +21,9 @@ const MOST_STEPS: u64 = 10_000_000;
 
 /// Bytes of a prompt: more than any model's context.
 const MOST_OUTPUT: usize = 1 << 24;
+
+/// Characters up to which a filter may fill a text.
+const MOST_WIDTH: u64 = 999;
 
 /// Blocks and macros within each other.
 const MOST_DEPTH: usize = 200;
@@ -43,9 +47,9 @@ impl Message {
 /// A Jinja template that makes a prompt of a chat, rendered as `transformers` renders one without
 /// tools. Of what today is a template is not told: one that asks has a date of its own.
 ///
-/// A template is a program that comes with a model. Its steps, its depth and what it writes are
-/// bounded; the memory of a single step is not, so that one that was made to do harm can still
-/// ask for more than there is.
+/// A template is a program that comes with a model. Its steps, its depth, what it writes and what
+/// it fills up with spaces are bounded. What it keeps to itself is not: one that was made to do harm
+/// can double a text until there is no more memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChatTemplate {
     source: String,
@@ -126,11 +130,65 @@ fn environment() -> Environment<'static> {
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
     environment.set_keep_trailing_newline(false);
-    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.set_unknown_method_callback(method);
+    environment.add_filter("indent", indent);
+    environment.add_filter("format", format);
     environment.add_function("raise_exception", raise_exception);
     environment.set_fuel(Some(MOST_STEPS));
     environment.set_recursion_limit(MOST_DEPTH);
     environment
+}
+
+/// The engine's filter, which would take any width.
+#[allow(clippy::needless_pass_by_value)] // the form that filters have
+fn indent(state: &State<'_, '_>, arguments: Rest<Value>) -> Result<Value, minijinja::Error> {
+    type Named = (Value, Option<Value>, Option<Value>, Option<Value>, Kwargs);
+    let (_, width, _, _, named): Named = from_args(&arguments)?;
+    let width = match width {
+        Some(width) => Some(width),
+        None => named.get("width")?,
+    };
+    if width.and_then(|width| u64::try_from(width).ok()).is_some_and(|width| width > MOST_WIDTH) {
+        return Err(too_wide());
+    }
+    Value::from_function(filters::indent).call(state, &arguments)
+}
+
+/// As [`indent`].
+#[allow(clippy::needless_pass_by_value)] // the form that filters have
+fn format(state: &State<'_, '_>, arguments: Rest<Value>) -> Result<Value, minijinja::Error> {
+    check_widths(arguments.first())?;
+    Value::from_function(filters::format).call(state, &arguments)
+}
+
+/// Python's methods, of which one fills up texts.
+fn method(
+    state: &State<'_, '_>,
+    value: &Value,
+    name: &str,
+    arguments: &[Value],
+) -> Result<Value, minijinja::Error> {
+    if name == "format" {
+        check_widths(Some(value))?;
+    }
+    unknown_method_callback(state, value, name, arguments)
+}
+
+/// Refuses a text that says how others are written where it asks for more than [`MOST_WIDTH`]
+/// characters of one, or leaves it to another how many it asks for.
+fn check_widths(text: Option<&Value>) -> Result<(), minijinja::Error> {
+    let text = text.and_then(Value::as_str).unwrap_or_default();
+    let mut numbers = text.split(|letter: char| !letter.is_ascii_digit());
+    let digits = MOST_WIDTH.to_string().len();
+    match text.contains("%*") || numbers.any(|number| number.len() > digits) {
+        true => Err(too_wide()),
+        false => Ok(()),
+    }
+}
+
+fn too_wide() -> minijinja::Error {
+    let problem = format!("it fills up a text to more than {MOST_WIDTH} characters");
+    minijinja::Error::new(ErrorKind::InvalidOperation, problem)
 }
 
 /// How a template refuses a chat.

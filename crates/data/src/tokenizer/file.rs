@@ -1,9 +1,12 @@
 //! A tokenizer read from a `tokenizer.json`.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::chat::ChatTemplate;
@@ -47,11 +50,17 @@ impl std::fmt::Debug for FileTokenizer {
 
 impl FileTokenizer {
     pub(super) fn new(path: &Path, json: Vec<u8>) -> Result<Self> {
-        let config = std::fs::read(path.with_file_name("tokenizer_config.json")).ok();
-        let chat_template =
-            std::fs::read_to_string(path.with_file_name("chat_template.jinja")).ok();
-        Self::from_parts(json, config, chat_template)
-            .map_err(|problem| Error::TokenizerFile { path: path.to_path_buf(), problem })
+        let refused = |path: PathBuf| |problem| Error::TokenizerFile { path, problem };
+        let beside = path.with_file_name("tokenizer_config.json");
+        let config = read_if_there(&beside)?;
+        if let Some(config) = &config {
+            serde_json::from_slice::<Map<String, Value>>(config)
+                .map_err(|error| refused(beside)(format!("not a JSON object: {error}")))?;
+        }
+        let beside = path.with_file_name("chat_template.jinja");
+        let template = read_if_there(&beside)?.map(String::from_utf8).transpose();
+        let template = template.map_err(|error| refused(beside)(format!("no text: {error}")))?;
+        Self::from_parts(json, config, template).map_err(refused(path.to_path_buf()))
     }
 
     /// The tokenizer of a `tokenizer.json`, and of what may lie beside it: a
@@ -61,7 +70,8 @@ impl FileTokenizer {
         config: Option<Vec<u8>>,
         chat_template: Option<String>,
     ) -> Result<Self, String> {
-        let mut plain = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| said(&e))?;
+        check(&json)?;
+        let mut plain = guarded(|| tokenizers::Tokenizer::from_bytes(&json))?;
         plain
             .with_truncation(None)
             .map_err(|e| said(&e))?
@@ -95,18 +105,15 @@ impl FileTokenizer {
     }
 
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.plain.encode_fast(text, false).map_err(failed)?;
-        Ok(encoding.get_ids().to_vec())
+        ids(&self.plain, text, false)
     }
 
     pub(super) fn encode_with_specials(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.with_specials().encode_fast(text, true).map_err(failed)?;
-        Ok(encoding.get_ids().to_vec())
+        ids(self.with_specials(), text, true)
     }
 
     pub(super) fn encode_chat(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.with_specials().encode_fast(text, false).map_err(failed)?;
-        Ok(encoding.get_ids().to_vec())
+        ids(self.with_specials(), text, false)
     }
 
     fn with_specials(&self) -> &tokenizers::Tokenizer {
@@ -119,7 +126,7 @@ impl FileTokenizer {
 
     pub(super) fn decode(&self, ids: &[u32]) -> Result<String> {
         ids.iter().try_for_each(|&id| self.check(id))?;
-        self.plain.decode(ids, true).map_err(failed)
+        guarded(|| self.plain.decode(ids, true)).map_err(|problem| Error::Tokenizing { problem })
     }
 
     pub(super) fn check(&self, id: u32) -> Result<()> {
@@ -227,9 +234,97 @@ fn default_template(templates: &Value) -> Option<&str> {
     })
 }
 
-#[allow(clippy::needless_pass_by_value)] // the form that `map_err` takes
-fn failed(error: tokenizers::Error) -> Error {
-    Error::Tokenizing { problem: said(&error) }
+/// None where there is no such file.
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", path)(error)),
+    }
+}
+
+fn ids(tokenizer: &tokenizers::Tokenizer, text: &str, specials: bool) -> Result<Vec<u32>> {
+    let encoding = guarded(|| tokenizer.encode_fast(text, specials));
+    let encoding = encoding.map_err(|problem| Error::Tokenizing { problem })?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+/// What the library makes of a file or a text, or what it says is wrong. It indexes and unwraps
+/// where a file contradicts itself; nothing that it left half done is used again.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| said(&error)),
+        Err(_) => Err("damaged: it contradicts itself, and the library gives up".to_owned()),
+    }
+}
+
+/// The parts of a `tokenizer.json` that [`check`] looks at.
+#[derive(Deserialize)]
+struct Parts {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+}
+
+/// Refuses what the library would stumble over: it expects some parts to be whole, and believes
+/// the length that a table of characters claims to have.
+fn check(json: &[u8]) -> Result<(), String> {
+    let parts: Parts = serde_json::from_slice(json).map_err(|error| said(&error))?;
+    for normalizer in of_type(&parts.normalizer, "Precompiled") {
+        check_table(normalizer["precompiled_charsmap"].as_str().unwrap_or_default())?;
+    }
+    for template in of_type(&parts.post_processor, "TemplateProcessing") {
+        for pieces in [&template["single"], &template["pair"]] {
+            for piece in pieces.as_array().into_iter().flatten() {
+                let Some(id) = piece["SpecialToken"]["id"].as_str() else { continue };
+                if template["special_tokens"].get(id).is_none() {
+                    return Err(format!("its template adds `{id}`, which it does not explain"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The objects of a type in a part of a file, those of a sequence among them.
+fn of_type<'v>(part: &'v Value, name: &str) -> Vec<&'v Value> {
+    let mut found = Vec::new();
+    let mut left = vec![part];
+    while let Some(value) = left.pop() {
+        match value {
+            Value::Object(object) => {
+                if object.get("type").is_some_and(|kind| kind == name) {
+                    found.push(value);
+                }
+                left.extend(object.values());
+            }
+            Value::Array(values) => left.extend(values),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Base64 of the bytes that a table has, little-endian in four, and of the table.
+fn check_table(text: &str) -> Result<(), String> {
+    let digit = |letter: u8| match letter {
+        b'A'..=b'Z' => Some(letter - b'A'),
+        b'a'..=b'z' => Some(letter - b'a' + 26),
+        b'0'..=b'9' => Some(letter - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let first = text.as_bytes().get(..6).and_then(|letters| {
+        letters.iter().try_fold(0_u64, |bits, &letter| Some(bits << 6 | u64::from(digit(letter)?)))
+    });
+    // Six letters of six bits: four bytes and four bits more.
+    let claimed = first.map(|bits| ((bits >> 4) as u32).swap_bytes() as usize);
+    match claimed {
+        Some(bytes @ 4..) if bytes <= text.len() / 4 * 3 => Ok(()),
+        _ => Err("damaged: the table of its normalizer is not as long as it says".to_owned()),
+    }
 }
 
 fn said(error: &dyn std::fmt::Display) -> String {

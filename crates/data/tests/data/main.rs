@@ -6,6 +6,7 @@
 mod bad_input;
 mod changed_files;
 mod chats;
+mod damaged;
 mod describing;
 mod fixtures;
 mod mixtures;

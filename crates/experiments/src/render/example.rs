@@ -198,6 +198,7 @@ pub(crate) fn report() -> Report {
         experiment: "speed".to_owned(),
         preset: "quick".to_owned(),
         pretrained_heads: false,
+        without_bfloat16: false,
         seed: 1,
         device: "cpu".to_owned(),
         versions: Versions::current(),

@@ -18,19 +18,22 @@ pub trait WeightSource {
     /// Numbers of all tensors together.
     fn numbers(&self) -> usize;
 
-    /// Refuses files that together hold less than half of the numbers that the model needs, before
-    /// memory is taken for it. Where a tensor or two are missing, the one who looks for them names
-    /// them.
+    /// Refuses files that together hold less than half of the numbers that the model needs, or of
+    /// the tensors that they are in, before memory is taken for it. Where a tensor or two are missing,
+    /// the one who looks for them names them.
     ///
     /// # Errors
     /// When the files are too small.
-    fn check_size(&self, needed: usize) -> Result<()> {
-        let numbers = self.numbers();
-        if numbers < needed / 2 {
-            let problem = format!(
-                "holds {numbers} numbers, but the model that its config describes has {needed}"
-            );
-            return Err(Error::format(&self.path(""), problem));
+    fn check_size(&self, numbers: usize, tensors: usize) -> Result<()> {
+        for (held, needed, what) in
+            [(self.numbers(), numbers, "numbers"), (self.names().len(), tensors, "tensors")]
+        {
+            if held < needed / 2 {
+                let problem = format!(
+                    "holds {held} {what}, but the model that its config describes has {needed}"
+                );
+                return Err(Error::format(&self.path(""), problem));
+            }
         }
         Ok(())
     }
@@ -137,8 +140,8 @@ impl WeightReader {
     ///
     /// # Errors
     /// When the files are too small.
-    pub fn check_size(&self, needed: usize) -> Result<()> {
-        self.source.check_size(needed)
+    pub fn check_size(&self, numbers: usize, tensors: usize) -> Result<()> {
+        self.source.check_size(numbers, tensors)
     }
 
     /// As [`WeightSource::check_context`].

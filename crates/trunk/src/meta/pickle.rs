@@ -6,8 +6,8 @@
 //! other name and any other instruction is refused.
 
 use super::values::{
-    Dict, Global, MORE_THAN_TENSORS, PickledTensor, Rebuilt, Storage, Tuple, Value, room, unknown,
-    whole_numbers,
+    Dict, Global, MORE_THAN_TENSORS, MOST_NAME, MOST_TENSORS, PickledTensor, Rebuilt, Storage,
+    Tuple, Value, room, unknown, whole_numbers,
 };
 use crate::bytes::{Problem, number, place, slice};
 use std::collections::BTreeMap;
@@ -138,6 +138,9 @@ impl<'b> Machine<'b> {
             ] = id.items.as_slice()
             && let Ok(len) = u64::try_from(*len)
         {
+            if name.len() > MOST_NAME {
+                return Err(format!("damaged: a storage whose name has {} bytes", name.len()));
+            }
             return self.push(Value::Storage(Storage { kind: *kind, name, len }));
         }
         Err("it refers to something that is no storage of PyTorch's".into())
@@ -224,6 +227,12 @@ impl<'b> Machine<'b> {
             return Err("it is no dictionary of tensors: save a state dict by itself".into());
         };
         let items = self.dicts.into_iter().nth(id).map(|dict| dict.items).unwrap_or_default();
+        if items.len() > MOST_TENSORS {
+            return Err(format!(
+                "{} tensors, and a model may have {MOST_TENSORS} at most",
+                items.len()
+            ));
+        }
         let mut tensors = BTreeMap::new();
         for (name, value) in items {
             if name.chars().any(char::is_control) {

@@ -7,6 +7,10 @@ use tch::Kind;
 /// The most values of a kind. A state dict has some tens for each of a few hundred tensors.
 const MOST: usize = 1 << 20;
 const MOST_DIMENSIONS: usize = 8;
+/// The most tensors: what is kept of each is longer than its entry may be.
+pub(super) const MOST_TENSORS: usize = 1 << 16;
+/// Bytes of a storage's name. PyTorch numbers them.
+pub(super) const MOST_NAME: usize = 64;
 /// Why something is refused.
 pub(super) const MORE_THAN_TENSORS: &str =
     "this file holds more than tensors, and nothing else is loaded";
