@@ -82,6 +82,17 @@ pub enum Error {
         /// Why not.
         problem: String,
     },
+    /// A file that belongs to a `tokenizer.json` and cannot be used.
+    #[error(
+        "{} cannot be used: {problem}; mend it, or take it away to do without what it says",
+        path.display()
+    )]
+    BesideTokenizer {
+        /// The file: a `tokenizer_config.json` or a `chat_template.jinja`.
+        path: PathBuf,
+        /// Why not.
+        problem: String,
+    },
     /// A GGUF file's vocabulary that makes no tokenizer.
     #[error(transparent)]
     Vocabulary(#[from] VocabularyProblem),

@@ -320,10 +320,14 @@ impl<'r> Run<'r> {
             }
         )];
         if let Some(less) = self.recipe.smaller() {
+            let times = match less.repeats {
+                1 => "once".to_owned(),
+                repeats => format!("{repeats} times"),
+            };
             notes.push(format!(
-                "This processor has no products of bfloat16: the preset's {} minutes are enough for \
-                 {} batches, {} steps and {} of each decoding. On other processors it takes more.",
-                self.recipe.minutes, less.batches, less.steps, less.repeats
+                "This processor has no products of bfloat16: in about {} minutes it has the time for \
+                 {} batches, {} steps and every decoding {times}. On others the preset takes more.",
+                self.recipe.minutes, less.batches, less.steps
             ));
         }
         if let (Grown::Trained(..), Some(device)) = (grown, self.trained_elsewhere(grown)) {

@@ -28,7 +28,8 @@ pub struct Recipe {
     /// The training that all models share but for `heads.count`: a config as `foretoken train`
     /// reads it.
     pub config: toml::Table,
-    /// What processors without products of bfloat16 can do in these minutes, where it is less.
+    /// What processors without products of bfloat16 can do in these minutes, where it is less:
+    /// [`Recipe::on`] puts it in place of the recipe's own amounts.
     #[serde(default)]
     pub without_bfloat16: Option<SmallerPlan>,
 }
@@ -274,6 +275,13 @@ impl Recipe {
         if let Some(less) = self.without_bfloat16 {
             let least = u64::from(less.batches.min(less.steps)).min(less.repeats as u64);
             ensure!(least > 0, "without_bfloat16: each of its amounts has to be at least 1");
+            let own = self.largest()?.train.steps;
+            ensure!(
+                u64::from(less.steps) < own,
+                "without_bfloat16.steps is {}, but config.train.steps only {own}",
+                less.steps
+            );
+            self.clone().with(less)?.largest().context("without_bfloat16")?;
         }
         precision(&self.decoding.precision)?;
         ensure!(

@@ -88,13 +88,14 @@ impl HeadsFile {
 
     /// Refuses a file that is too small for such heads, before memory is taken for them.
     pub(crate) fn check_size(&self, heads: &HeadsConfig, sizes: &Architecture) -> Result<()> {
-        let each = match heads.kind.as_str() {
-            BlockHead::KIND | InformedHead::KIND => sizes.block_numbers(),
-            MedusaHead::KIND | LinearHead::KIND => sizes.dim.saturating_mul(sizes.dim),
-            _ => 1,
+        let (numbers, tensors) = match heads.kind.as_str() {
+            BlockHead::KIND | InformedHead::KIND => (sizes.block_numbers(), 9),
+            MedusaHead::KIND | LinearHead::KIND => (sizes.dim.saturating_mul(sizes.dim), 1),
+            // One of one's own may share tensors.
+            _ => (1, 0),
         };
-        let beyond = heads.count.saturating_sub(1);
-        Ok(self.files.check_size(each.saturating_mul(beyond), beyond)?)
+        let of_all = |each: usize| each.saturating_mul(heads.count.saturating_sub(1));
+        Ok(self.files.check_size(of_all(numbers), of_all(tensors))?)
     }
 
     /// Fills the model's heads, which are of the file's type and count.

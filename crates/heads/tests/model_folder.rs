@@ -194,8 +194,7 @@ fn layers_for_which_a_file_has_no_tensors_are_refused_before_they_are_made() {
     // Numbers enough for ten thousand layers, in one tensor.
     let layers = 10_000;
     let config = fs::read_to_string(folder.path().join("config.json")).unwrap();
-    let layered =
-        config.replace("\"num_hidden_layers\": 2", &format!("\"num_hidden_layers\": {layers}"));
+    let layered = config.replace("layers\": 2", &format!("layers\": {layers}"));
     assert_ne!(config, layered);
     fs::write(folder.path().join("config.json"), layered).unwrap();
     let path = folder.path().join("model.safetensors");

@@ -7,7 +7,7 @@ use minijinja::{Environment, ErrorKind, State, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
 
-use super::file::one_line;
+use super::file::{guarded, one_line};
 use crate::{Error, Result};
 
 /// What the template is called in messages about it.
@@ -22,7 +22,7 @@ const MOST_STEPS: u64 = 10_000_000;
 /// Bytes of a prompt: more than any model's context.
 const MOST_OUTPUT: usize = 1 << 24;
 
-/// Characters up to which a filter may fill a text.
+/// Characters or values up to which a filter may fill up what it makes.
 const MOST_WIDTH: u64 = 999;
 
 /// Blocks and macros within each other.
@@ -112,12 +112,12 @@ impl ChatTemplate {
             .template_from_named_str(NAME, &self.source)
             .map_err(|error| failed(&error))?;
         let mut output = Output::default();
-        let rendered = template.render_captured_to(names, &mut output).map(drop);
+        let rendered = guarded(|| template.render_captured_to(names, &mut output).map(drop));
         if output.overflowed {
             let problem = format!("it writes more than {MOST_OUTPUT} bytes");
             return Err(Error::ChatTemplate { problem });
         }
-        rendered.map_err(|error| failed(&error))?;
+        rendered.map_err(|problem| Error::ChatTemplate { problem })?;
         String::from_utf8(output.text)
             .map_err(|error| Error::ChatTemplate { problem: error.to_string() })
     }
@@ -133,6 +133,8 @@ fn environment() -> Environment<'static> {
     environment.set_unknown_method_callback(method);
     environment.add_filter("indent", indent);
     environment.add_filter("format", format);
+    environment.add_filter("batch", counted(Value::from_function(filters::batch)));
+    environment.add_filter("slice", counted(Value::from_function(filters::slice)));
     environment.add_function("raise_exception", raise_exception);
     environment.set_fuel(Some(MOST_STEPS));
     environment.set_recursion_limit(MOST_DEPTH);
@@ -148,46 +150,77 @@ fn indent(state: &State<'_, '_>, arguments: Rest<Value>) -> Result<Value, miniji
         Some(width) => Some(width),
         None => named.get("width")?,
     };
-    if width.and_then(|width| u64::try_from(width).ok()).is_some_and(|width| width > MOST_WIDTH) {
-        return Err(too_wide());
-    }
+    check_width(width.as_ref())?;
     Value::from_function(filters::indent).call(state, &arguments)
 }
 
 /// As [`indent`].
 #[allow(clippy::needless_pass_by_value)] // the form that filters have
 fn format(state: &State<'_, '_>, arguments: Rest<Value>) -> Result<Value, minijinja::Error> {
-    check_widths(arguments.first())?;
+    let text = arguments.first().and_then(Value::as_str).unwrap_or_default();
+    // %(key)-08.3f: what stands between the key and the letter.
+    let specifications = text.split('%').skip(1).map(|rest| {
+        let keyed = rest.strip_prefix('(').and_then(|rest| rest.split_once(')'));
+        let rest = keyed.map_or(rest, |(_, rest)| rest);
+        let is_part = |letter: char| letter.is_ascii_digit() || "#- +.".contains(letter);
+        rest.split(|letter| !is_part(letter)).next().unwrap_or_default()
+    });
+    check_widths(specifications)?;
     Value::from_function(filters::format).call(state, &arguments)
 }
 
-/// Python's methods, of which one fills up texts.
+/// One of the engine's filters that make room for as many values as their argument says.
+fn counted(
+    filter: Value,
+) -> impl Fn(&State<'_, '_>, Rest<Value>) -> Result<Value, minijinja::Error> {
+    move |state, arguments| {
+        check_width(arguments.get(1))?;
+        filter.call(state, &arguments)
+    }
+}
+
+/// Python's methods, one of which fills up texts, and another of which never ends where it looks
+/// for nothing.
 fn method(
     state: &State<'_, '_>,
     value: &Value,
     name: &str,
     arguments: &[Value],
 ) -> Result<Value, minijinja::Error> {
-    if name == "format" {
-        check_widths(Some(value))?;
+    match (name, value.as_str()) {
+        ("format", Some(text)) => {
+            // {key:>8}: what stands behind the colon.
+            let fields = text.split('{').skip(1).filter_map(|rest| rest.split('}').next());
+            check_widths(fields.filter_map(|field| Some(field.split_once(':')?.1)))?;
+        }
+        ("count", Some(_)) if arguments.first().and_then(Value::as_str) == Some("") => {
+            let problem = "it counts the places of an empty text";
+            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, problem));
+        }
+        _ => {}
     }
     unknown_method_callback(state, value, name, arguments)
 }
 
-/// Refuses a text that says how others are written where it asks for more than [`MOST_WIDTH`]
-/// characters of one, or leaves it to another how many it asks for.
-fn check_widths(text: Option<&Value>) -> Result<(), minijinja::Error> {
-    let text = text.and_then(Value::as_str).unwrap_or_default();
-    let mut numbers = text.split(|letter: char| !letter.is_ascii_digit());
+/// Refuses specifications of a format where one has a number above [`MOST_WIDTH`].
+fn check_widths<'t>(
+    mut specifications: impl Iterator<Item = &'t str>,
+) -> Result<(), minijinja::Error> {
     let digits = MOST_WIDTH.to_string().len();
-    match text.contains("%*") || numbers.any(|number| number.len() > digits) {
-        true => Err(too_wide()),
-        false => Ok(()),
-    }
+    let is_wide = |specification: &str| {
+        specification.split(|letter: char| !letter.is_ascii_digit()).any(|n| n.len() > digits)
+    };
+    if specifications.any(is_wide) { Err(too_wide()) } else { Ok(()) }
+}
+
+/// Refuses a number above [`MOST_WIDTH`].
+fn check_width(number: Option<&Value>) -> Result<(), minijinja::Error> {
+    let number = number.and_then(|number| u64::try_from(number.clone()).ok());
+    if number.is_some_and(|number| number > MOST_WIDTH) { Err(too_wide()) } else { Ok(()) }
 }
 
 fn too_wide() -> minijinja::Error {
-    let problem = format!("it fills up a text to more than {MOST_WIDTH} characters");
+    let problem = format!("it fills something up to more than {MOST_WIDTH} characters or values");
     minijinja::Error::new(ErrorKind::InvalidOperation, problem)
 }
 

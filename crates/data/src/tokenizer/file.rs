@@ -50,7 +50,7 @@ impl std::fmt::Debug for FileTokenizer {
 
 impl FileTokenizer {
     pub(super) fn new(path: &Path, json: Vec<u8>) -> Result<Self> {
-        let refused = |path: PathBuf| |problem| Error::TokenizerFile { path, problem };
+        let refused = |path: PathBuf| |problem| Error::BesideTokenizer { path, problem };
         let beside = path.with_file_name("tokenizer_config.json");
         let config = read_if_there(&beside)?;
         if let Some(config) = &config {
@@ -60,7 +60,8 @@ impl FileTokenizer {
         let beside = path.with_file_name("chat_template.jinja");
         let template = read_if_there(&beside)?.map(String::from_utf8).transpose();
         let template = template.map_err(|error| refused(beside)(format!("no text: {error}")))?;
-        Self::from_parts(json, config, template).map_err(refused(path.to_path_buf()))
+        Self::from_parts(json, config, template)
+            .map_err(|problem| Error::TokenizerFile { path: path.to_path_buf(), problem })
     }
 
     /// The tokenizer of a `tokenizer.json`, and of what may lie beside it: a
@@ -249,9 +250,11 @@ fn ids(tokenizer: &tokenizers::Tokenizer, text: &str, specials: bool) -> Result<
     Ok(encoding.get_ids().to_vec())
 }
 
-/// What the library makes of a file or a text, or what it says is wrong. It indexes and unwraps
-/// where a file contradicts itself; nothing that it left half done is used again.
-fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+/// What a library makes of a file or a text, or what it says is wrong. Libraries index and unwrap
+/// where a file contradicts itself; nothing that one left half done is used again.
+pub(super) fn guarded<T, E: std::fmt::Display>(
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(|error| said(&error)),
         Err(_) => Err("damaged: it contradicts itself, and the library gives up".to_owned()),
@@ -275,12 +278,10 @@ fn check(json: &[u8]) -> Result<(), String> {
         check_table(normalizer["precompiled_charsmap"].as_str().unwrap_or_default())?;
     }
     for template in of_type(&parts.post_processor, "TemplateProcessing") {
-        for pieces in [&template["single"], &template["pair"]] {
-            for piece in pieces.as_array().into_iter().flatten() {
-                let Some(id) = piece["SpecialToken"]["id"].as_str() else { continue };
-                if template["special_tokens"].get(id).is_none() {
-                    return Err(format!("its template adds `{id}`, which it does not explain"));
-                }
+        for piece in template["single"].as_array().into_iter().flatten() {
+            let Some(id) = piece["SpecialToken"]["id"].as_str() else { continue };
+            if template["special_tokens"].get(id).is_none() {
+                return Err(format!("its template adds {id:?}, which it does not explain"));
             }
         }
     }

@@ -82,7 +82,8 @@ impl Tokenizer {
     /// first of the usual names (`<|endoftext|>`, `</s>`, …) that the vocabulary has.
     ///
     /// # Errors
-    /// When the file is missing or is not a tokenizer.
+    /// When the file is missing or is not a tokenizer, or a `tokenizer_config.json` or
+    /// `chat_template.jinja` beside it is damaged.
     pub fn from_file(path: &Path) -> Result<Self> {
         let raw = std::fs::read(path).map_err(Error::io("read", path))?;
         if ByteVocabulary::describes(&raw) {
