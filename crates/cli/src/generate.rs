@@ -32,10 +32,10 @@ pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
     };
     let heads = arguments.with_heads.as_deref();
     let mut opened = Opened::new(&arguments.model, heads, device(arguments.device)?)?;
-    let name = heads.unwrap_or(&arguments.model).display().to_string();
+    let drafter = heads.unwrap_or(&arguments.model).display().to_string();
     opened.model = opened.model.tolerate_other_trunks(move |problem| {
         tracing::warn!(
-            "{name}: {problem}; the text stays the model's own, but drafts may be wrong more often"
+            "{drafter}: {problem}; the text stays the model's own, but drafts may be wrong more often"
         );
     });
     if arguments.chat {
@@ -43,6 +43,17 @@ pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
     }
     let Opened { model, reader } = opened;
     let options = options(arguments, model.config(), &reader)?;
+    // What is wrong with the last one is better known before the first is continued.
+    let tokens = prompts.iter().map(|prompt| {
+        let tokens = reader.encode(&prompt.prompt);
+        match &arguments.prompts {
+            Some(path) => {
+                tokens.with_context(|| format!("{}: prompt {}", path.display(), name(&prompt.id)))
+            }
+            None => tokens,
+        }
+    });
+    let tokens = tokens.collect::<anyhow::Result<Vec<_>>>()?;
     let setup = DecoderOptions {
         weights: match arguments.weights {
             WeightsName::Compact => WeightStorage::Compact,
@@ -57,8 +68,8 @@ pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
         arguments,
         output: Output::new(),
     };
-    for prompt in &prompts {
-        session.generate(prompt)?;
+    for (prompt, tokens) in prompts.iter().zip(&tokens) {
+        session.generate(prompt, tokens)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -136,8 +147,7 @@ struct Session<'a> {
 
 impl Session<'_> {
     /// Continues one prompt: streams the text, or writes its line of JSON.
-    fn generate(&mut self, prompt: &Prompt) -> anyhow::Result<()> {
-        let tokens = self.reader.encode(&prompt.prompt)?;
+    fn generate(&mut self, prompt: &Prompt, tokens: &[u32]) -> anyhow::Result<()> {
         let stream = !self.arguments.json;
         if stream && self.arguments.prompts.is_some() {
             self.output.line(&format!("# {}", name(&prompt.id)))?;
@@ -150,7 +160,7 @@ impl Session<'_> {
         };
         let mut failed = None;
         let generation =
-            self.decoder.generate(&tokens, &self.options, &mut |new, _| match text.push(new) {
+            self.decoder.generate(tokens, &self.options, &mut |new, _| match text.push(new) {
                 Ok(flow) => flow,
                 Err(error) => {
                     failed = Some(error);

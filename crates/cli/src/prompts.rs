@@ -38,7 +38,10 @@ fn parse(text: &str) -> anyhow::Result<Vec<Prompt>> {
                 prompts.push(prompt);
             }
             Err(error) => {
-                bail!("line {} is not {{\"id\": ..., \"prompt\": \"...\"}}: {error}", line + 1)
+                let error = error.to_string();
+                // A line of one's own: the library counts within it.
+                let problem = error.split(" at line ").next().unwrap_or_default();
+                bail!("line {} is not {{\"id\": ..., \"prompt\": \"...\"}}: {problem}", line + 1)
             }
         }
     }

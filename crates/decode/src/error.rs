@@ -3,6 +3,9 @@
 /// An error of generation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Its caller wanted no more of it.
+    #[error("stopped, as it was asked to")]
+    Stopped,
     /// There is nothing to go on from.
     #[error("the prompt is empty: give at least one token")]
     EmptyPrompt,

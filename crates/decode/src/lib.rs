@@ -62,4 +62,4 @@ pub use generation::{Generation, StoppedBy};
 pub use options::{
     DecoderOptions, Decoding, DraftPrecision, GenerateOptions, Sampling, WeightStorage,
 };
-pub use rows::{RowsOptions, WrittenRows, write_rows};
+pub use rows::{RowsOptions, WrittenRows, write_rows, write_rows_while};

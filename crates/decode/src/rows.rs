@@ -67,6 +67,19 @@ pub fn write_rows(
     text: &Tensor,
     options: RowsOptions,
 ) -> Result<WrittenRows> {
+    write_rows_while(model, text, options, &mut |_| true)
+}
+
+/// As [`write_rows`], asking before each column whether to go on: many rows take minutes.
+///
+/// # Errors
+/// As [`write_rows`], and [`Error::Stopped`] as soon as `go_on` says no.
+pub fn write_rows_while(
+    model: &MultiTokenModel,
+    text: &Tensor,
+    options: RowsOptions,
+    go_on: &mut dyn FnMut(usize) -> bool,
+) -> Result<WrittenRows> {
     let RowsOptions { prompt, temperature, mut seed } = options;
     let (rows, columns) = text.size2()?;
     if !temperature.is_finite() || temperature < 0.0 {
@@ -96,6 +109,9 @@ pub fn write_rows(
         let told_blocks = model.told_blocks();
         let (mut trunk_outputs, mut final_hidden, mut told) = (Vec::new(), Vec::new(), Vec::new());
         for column in prompt..columns {
+            if !go_on(column as usize) {
+                return Err(Error::Stopped);
+            }
             let (early, hidden) = model.trunk().forward_noting(
                 &input,
                 Some(&mut trunk_cache),

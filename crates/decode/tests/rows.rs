@@ -2,7 +2,9 @@
 
 use std::ops::ControlFlow;
 
-use foretoken_decode::{Decoder, GenerateOptions, RowsOptions, write_rows};
+use foretoken_decode::{
+    Decoder, Error, GenerateOptions, RowsOptions, write_rows, write_rows_while,
+};
 use foretoken_heads::{HeadsConfig, ModelConfig, MultiTokenModel};
 use foretoken_trunk::Architecture;
 use proptest::prelude::*;
@@ -70,6 +72,28 @@ proptest! {
             prop_assert_eq!(&written[prompt + own.len()..], &text[prompt + own.len()..]);
         }
     }
+}
+
+#[test]
+fn writing_ends_where_its_caller_wants_no_more() {
+    let model = model(2, &[], 1);
+    let text = Tensor::zeros([2, 20], (Kind::Int64, Device::Cpu));
+    let options = RowsOptions { prompt: 4, temperature: 0.0, seed: 0 };
+    let mut asked = Vec::new();
+    let mut write = |last| {
+        asked.clear();
+        let written = write_rows_while(&model, &text, options, &mut |column| {
+            asked.push(column);
+            column < last
+        });
+        (written, asked.clone())
+    };
+    let (written, asked) = write(9);
+    assert!(matches!(written, Err(Error::Stopped)));
+    assert_eq!(asked, [4, 5, 6, 7, 8, 9]);
+    let (written, asked) = write(20);
+    assert_eq!(written.unwrap().tokens, write_rows(&model, &text, options).unwrap().tokens);
+    assert_eq!(asked.len(), 16);
 }
 
 #[test]

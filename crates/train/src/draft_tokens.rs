@@ -17,8 +17,8 @@ const READ: usize = 1 << 20;
 /// Batches by which [`expected`] goes: the first of the rounds, at most so many.
 const BATCHES: u64 = 32;
 
-/// Time between two words on how far [`expected`] is.
-const SAY_EVERY: Duration = Duration::from_secs(15);
+/// Time between two words on how far something is before the first step.
+pub(crate) const SAY_EVERY: Duration = Duration::from_secs(15);
 
 /// Positions whose distributions over the whole vocabulary are in memory at once.
 const POSITIONS: i64 = 256;
@@ -89,6 +89,7 @@ mod tests {
     use foretoken_data::Tokenizer;
     use foretoken_heads::{HeadsConfig, ModelConfig};
     use foretoken_trunk::Architecture;
+    use std::sync::Arc;
     use tch::Device;
 
     const RECIPE: &str = "[model]\ninit_from = \"m\"\n[heads]\ncount = 3\ntrain = \"alone\"\n[data]\n\
@@ -121,7 +122,8 @@ mod tests {
         let tokenizer = Tokenizer::named(&recipe.data.tokenizer).unwrap();
         let states = folder.path().join("states");
         let state = TrainingState::new(&recipe, "corpus", &Tokenizer::bytes());
-        let cache = StateCache::new(&state, &tokenizer, states, Device::Cpu).unwrap();
+        let cache =
+            StateCache::new(&state, &tokenizer, states, Device::Cpu, Arc::default()).unwrap();
 
         let mut sums = vec![0.0; VOCAB];
         for index in 0..3 {

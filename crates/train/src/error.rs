@@ -147,6 +147,9 @@ pub enum Error {
         /// The newest checkpoint whose weights had a finite gradient, if it is of a whole model.
         before: Option<PathBuf>,
     },
+    /// [`TrainOptions::stop`](crate::TrainOptions::stop), while what heads learn from was made.
+    #[error("stopped, as it was asked to")]
+    Stopped,
     /// Processes that would not train the same.
     #[error(
         "rank {rank} {message}: start all processes with one recipe, and let all see the same --out \

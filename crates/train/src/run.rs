@@ -328,12 +328,16 @@ impl Run<'_> {
         let (mut due, mut in_doubt) = (false, saved.is_some());
         let began = Instant::now();
         while !self.trainer.finished() && !self.trainer.agree(self.should_stop(began))? {
-            let line = self.trainer.step().inspect_err(|_| {
-                if let Some(watch) = &mut watch {
-                    watch.progress.finish();
+            let line = match self.trainer.step() {
+                Ok(line) => line,
+                Err(Error::Stopped) => break,
+                Err(error) => {
+                    if let Some(watch) = &mut watch {
+                        watch.progress.finish();
+                    }
+                    return Err(self.with_checkpoint(error));
                 }
-            });
-            let line = line.map_err(|error| self.with_checkpoint(error))?;
+            };
             if let Some(watch) = &mut watch {
                 watch.step(&line)?;
             }

@@ -21,6 +21,9 @@ impl Start {
         let Some(path) = &config.model.init_from else {
             return Ok(Self { tokenizer: Tokenizer::named(&config.data.tokenizer)?, source: None });
         };
+        require(path.exists(), "model.init_from", || {
+            format!("there is no {}: name a model folder or a GGUF file", path.display())
+        })?;
         let source = ModelSource::open(path)?;
         Ok(Self { tokenizer: source.tokenizer()?, source: Some(source) })
     }

@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use foretoken_data::Tokenizer;
 use foretoken_heads::MultiTokenModel;
@@ -35,6 +37,8 @@ pub(crate) struct StateCache {
     batches: u64,
     /// Whether there is room for them is known.
     has_room: Cell<bool>,
+    /// Whether to make no more of them.
+    stop: Arc<AtomicBool>,
 }
 
 impl StateCache {
@@ -46,6 +50,7 @@ impl StateCache {
         tokenizer: &Tokenizer,
         root: PathBuf,
         device: Device,
+        stop: Arc<AtomicBool>,
     ) -> Result<Self, Error> {
         let config = &state.config;
         let (batch, seed) = (config.train.batch, config.train.seed);
@@ -58,6 +63,7 @@ impl StateCache {
                 written: None,
                 batches: 0,
                 has_room: true.into(),
+                stop,
             });
         }
         let folder = root.join(name(state)?);
@@ -67,11 +73,12 @@ impl StateCache {
             true => config.data.batches,
             false => config.train.steps,
         };
-        Ok(Self { folder: Some(folder), root, written, batches, has_room: false.into() })
+        Ok(Self { folder: Some(folder), root, written, batches, has_room: false.into(), stop })
     }
 
     /// The tokens of batch `index` and the states of `model` for them. `corpus` reads the tokens of the
-    /// corpus; the model goes on with them in its own words where the recipe wants it.
+    /// corpus; the model goes on with them in its own words where the recipe wants it. What was there
+    /// before is had even where no more is to be made.
     pub(crate) fn batch(
         &self,
         model: &MultiTokenModel,
@@ -86,9 +93,12 @@ impl StateCache {
         if let Some(batch) = read(&path(folder, index), model) {
             return Ok(batch);
         }
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::Stopped);
+        }
         let written = self.written.as_ref().filter(|written| written.is_written(index));
         let batches = if let Some(written) = written {
-            written.write(model, index, corpus)?
+            written.write(model, index, corpus, &self.stop)?
         } else {
             let tokens = corpus(index)?;
             let states = FrozenTrunkLoss::states(model, &tokens)?;
@@ -223,6 +233,7 @@ mod tests {
             written: None,
             batches,
             has_room: false.into(),
+            stop: Arc::default(),
         };
         cache(1000).find_room(folder.path(), &first).unwrap();
         let full = cache(u64::MAX / 200);

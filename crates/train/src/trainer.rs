@@ -86,14 +86,21 @@ impl Trainer {
             }
             HeadTraining::Alone => {
                 let (tokenizer, folder) = (&corpus.tokenizer, out.join("states"));
-                let cache = StateCache::new(&state, tokenizer, folder, options.device)?;
+                let stop = Arc::clone(&options.stop);
+                let cache = StateCache::new(&state, tokenizer, folder, options.device, stop)?;
                 let most = config.heads.draft_vocabulary;
                 if saved.is_none() && most > 0 && config.heads.targets == TargetKind::Model {
                     let read = |index| tensor(&batches.batch(index)?);
                     let computing = copy.as_ref().unwrap_or(&model);
-                    let tokens = expected(computing, &cache, &read, distinct(config), most)?;
-                    for model in std::iter::once(&mut model).chain(&mut copy) {
-                        model.set_draft_vocabulary(Some(tokens.clone()))?;
+                    match expected(computing, &cache, &read, distinct(config), most) {
+                        Ok(tokens) => {
+                            for model in std::iter::once(&mut model).chain(&mut copy) {
+                                model.set_draft_vocabulary(Some(tokens.clone()))?;
+                            }
+                        }
+                        // There will be no step that could miss it, and nothing is written yet.
+                        Err(Error::Stopped) => {}
+                        Err(error) => return Err(error),
                     }
                 }
                 Objective::Alone(FrozenTrunkLoss::new(config.heads.targets.into()), cache)

@@ -1,13 +1,17 @@
 //! Text that the pretrained model writes itself, for its heads to learn from (self-distillation).
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
 use foretoken_data::Tokenizer;
-use foretoken_decode::{RowsOptions, write_rows};
+use foretoken_decode::{RowsOptions, write_rows_while};
 use foretoken_heads::MultiTokenModel;
 use foretoken_loss::FrozenStates;
 use tch::{Device, Tensor};
 
 use crate::Error;
 use crate::config::DataSection;
+use crate::draft_tokens::SAY_EVERY;
 
 /// Rows that are written at once: a pass costs little more for so many than for one.
 fn rows_at_once(device: Device) -> usize {
@@ -58,12 +62,14 @@ impl WrittenText {
         is_written(index, self.share)
     }
 
-    /// Writes the batches of `index`'s group, `corpus` being what they begin with.
+    /// Writes the batches of `index`'s group, `corpus` being what they begin with, unless it is to
+    /// `stop` on the way.
     pub(crate) fn write(
         &self,
         model: &MultiTokenModel,
         index: u64,
         corpus: &impl Fn(u64) -> Result<Tensor, Error>,
+        stop: &AtomicBool,
     ) -> Result<Vec<(u64, Read)>, Error> {
         let group = self.group_of(index);
         tracing::info!("the model writes {} of the batches itself", group.len());
@@ -78,7 +84,20 @@ impl WrittenText {
             // Of the group: a run that goes on draws what it would have drawn.
             seed: self.seed.wrapping_add(group.first().copied().unwrap_or(0) << 32),
         };
-        let written = write_rows(model, &Tensor::f_cat(&rows, 0)?, options)?;
+        let text = Tensor::f_cat(&rows, 0)?;
+        let columns = text.size2()?.1;
+        let mut said = Instant::now();
+        let written = write_rows_while(model, &text, options, &mut |column| {
+            if said.elapsed() > SAY_EVERY {
+                said = Instant::now();
+                tracing::info!("token {column} of {columns} in each of their rows");
+            }
+            !stop.load(Ordering::Relaxed)
+        });
+        let written = written.map_err(|error| match error {
+            foretoken_decode::Error::Stopped => Error::Stopped,
+            other => other.into(),
+        })?;
         let mut start = 0;
         let mut batches = Vec::with_capacity(group.len());
         for (index, rows) in group.into_iter().zip(&rows) {

@@ -349,6 +349,15 @@ fn heads_that_go_on_come_to_the_same_bits() {
         train(&config, &place.path(&whole), &TrainOptions::default()).unwrap();
         let stopped = TrainOptions { max_seconds: Some(0.0), ..TrainOptions::default() };
         assert!(train(&config, &place.path(&parts), &stopped).unwrap().interrupted);
+        // Asked to stop before what it learns from is made.
+        fs::remove_dir_all(place.path(&parts).join("states")).unwrap_or_default();
+        let stop = Arc::new(AtomicBool::new(true));
+        let asked = TrainOptions { resume: true, stop, ..TrainOptions::default() };
+        let outcome = train(&config, &place.path(&parts), &asked).unwrap();
+        assert!(outcome.interrupted && outcome.steps == 0);
+        assert!(fs::read_dir(place.path(&parts).join("states")).map_or(true, |all| {
+            all.into_iter().all(|folder| fs::read_dir(folder.unwrap().path()).unwrap().count() == 0)
+        }));
         let resume =
             |max_seconds| TrainOptions { resume: true, max_seconds, ..TrainOptions::default() };
         let mut pieces = 0;
