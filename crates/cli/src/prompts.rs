@@ -40,7 +40,7 @@ fn parse(text: &str) -> anyhow::Result<Vec<Prompt>> {
             Err(error) => {
                 let error = error.to_string();
                 // A line of one's own: the library counts within it.
-                let problem = error.split(" at line ").next().unwrap_or_default();
+                let problem = error.rsplit_once(" at line ").map_or(error.as_str(), |(it, _)| it);
                 bail!("line {} is not {{\"id\": ..., \"prompt\": \"...\"}}: {problem}", line + 1)
             }
         }

@@ -412,7 +412,9 @@ impl Run<'_> {
 
     fn should_stop(&self, began: Instant) -> bool {
         let over = |most: f64| began.elapsed().as_secs_f64() >= most;
-        self.options.stop.load(Ordering::Relaxed) || self.options.max_seconds.is_some_and(over)
+        self.trainer.stopped
+            || self.options.stop.load(Ordering::Relaxed)
+            || self.options.max_seconds.is_some_and(over)
     }
 
     /// Writes a checkpoint and returns its step; in other processes than the first only the latter.

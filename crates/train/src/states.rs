@@ -85,7 +85,11 @@ impl StateCache {
         index: u64,
         corpus: &impl Fn(u64) -> Result<Tensor, Error>,
     ) -> Result<Read, Error> {
+        let stopped = || self.stop.load(Ordering::Relaxed);
         let Some(folder) = &self.folder else {
+            if stopped() {
+                return Err(Error::Stopped);
+            }
             let tokens = corpus(index)?;
             let states = FrozenTrunkLoss::states(model, &tokens)?;
             return Ok((tokens, states));
@@ -93,7 +97,7 @@ impl StateCache {
         if let Some(batch) = read(&path(folder, index), model) {
             return Ok(batch);
         }
-        if self.stop.load(Ordering::Relaxed) {
+        if stopped() {
             return Err(Error::Stopped);
         }
         let written = self.written.as_ref().filter(|written| written.is_written(index));

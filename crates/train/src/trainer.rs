@@ -41,6 +41,8 @@ pub(crate) struct Trainer {
     validation: Option<Counted>,
     /// Those who train together; none for one process alone.
     group: Option<ProcessGroup>,
+    /// Whether it was stopped before all was there that a step needs.
+    pub(crate) stopped: bool,
 }
 
 /// Batches that are read ahead.
@@ -77,6 +79,7 @@ impl Trainer {
             HeadTraining::Alone => model.head_parameters(),
         };
         let batches = corpus.batches(config)?;
+        let mut stopped = false;
         let objective = match config.heads.train {
             HeadTraining::Together => {
                 let parts = config.train.accumulate as f64;
@@ -98,8 +101,8 @@ impl Trainer {
                                 model.set_draft_vocabulary(Some(tokens.clone()))?;
                             }
                         }
-                        // There will be no step that could miss it, and nothing is written yet.
-                        Err(Error::Stopped) => {}
+                        // No step may be taken without it, and nothing is written yet.
+                        Err(Error::Stopped) => stopped = true,
                         Err(error) => return Err(error),
                     }
                 }
@@ -138,6 +141,7 @@ impl Trainer {
             ahead,
             validation,
             group,
+            stopped,
         })
     }
 

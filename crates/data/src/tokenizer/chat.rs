@@ -1,6 +1,7 @@
 //! Prompts made of chats, by the template that comes with a model.
 
 use std::io;
+use std::iter::once;
 
 use minijinja::value::{Kwargs, Rest, Value, from_args};
 use minijinja::{Environment, ErrorKind, State, filters};
@@ -157,15 +158,16 @@ fn indent(state: &State<'_, '_>, arguments: Rest<Value>) -> Result<Value, miniji
 /// As [`indent`].
 #[allow(clippy::needless_pass_by_value)] // the form that filters have
 fn format(state: &State<'_, '_>, arguments: Rest<Value>) -> Result<Value, minijinja::Error> {
-    let text = arguments.first().and_then(Value::as_str).unwrap_or_default();
-    // %(key)-08.3f: what stands between the key and the letter.
-    let specifications = text.split('%').skip(1).map(|rest| {
-        let keyed = rest.strip_prefix('(').and_then(|rest| rest.split_once(')'));
-        let rest = keyed.map_or(rest, |(_, rest)| rest);
-        let is_part = |letter: char| letter.is_ascii_digit() || "#- +.".contains(letter);
-        rest.split(|letter| !is_part(letter)).next().unwrap_or_default()
-    });
-    check_widths(specifications)?;
+    let text = arguments.first().and_then(Value::as_str).unwrap_or_default().replace("%%", "");
+    match text.contains("%(") {
+        // A key may hold what a specification does.
+        true => check_widths(once(text.as_str()))?,
+        // %-08.3f: what stands before the letter.
+        false => check_widths(text.split('%').skip(1).map(|rest| {
+            let is_part = |letter: char| letter.is_ascii_digit() || "#- +.".contains(letter);
+            rest.split(|letter| !is_part(letter)).next().unwrap_or_default()
+        }))?,
+    }
     Value::from_function(filters::format).call(state, &arguments)
 }
 
@@ -189,9 +191,15 @@ fn method(
 ) -> Result<Value, minijinja::Error> {
     match (name, value.as_str()) {
         ("format", Some(text)) => {
-            // {key:>8}: what stands behind the colon.
-            let fields = text.split('{').skip(1).filter_map(|rest| rest.split('}').next());
-            check_widths(fields.filter_map(|field| Some(field.split_once(':')?.1)))?;
+            let text = text.replace("{{", "");
+            if [":{", ":}", "["].into_iter().any(|odd| text.contains(odd)) {
+                // What is filled with, or a key, may be a brace.
+                check_widths(once(text.as_str()))?;
+            } else {
+                // {key:>8}: what stands behind the colon.
+                let fields = text.split('{').skip(1).filter_map(|rest| rest.split('}').next());
+                check_widths(fields.filter_map(|field| Some(field.split_once(':')?.1)))?;
+            }
         }
         ("count", Some(_)) if arguments.first().and_then(Value::as_str) == Some("") => {
             let problem = "it counts the places of an empty text";

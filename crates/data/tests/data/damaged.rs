@@ -112,6 +112,8 @@ fn a_template_fills_no_text_up_without_end() {
         "{{ 'Until: 2023. {}'.format(2) }}{{ '%s of 2024'|format(1) }}{{ [1, 2]|batch(2) }}";
     assert_eq!(rendered(years).unwrap(), "Until: 2023. 21 of 2024[[1, 2]]");
     assert!(rendered("{{ 'a'.count('') }}").unwrap_err().contains("empty text"));
+    let escaped = "{{ '100%%2024 %s'|format(1) }}{{ '{{\"n\": 2048, {}}}'.format(2) }}";
+    assert_eq!(rendered(escaped).unwrap(), "100%2024 1{\"n\": 2048, 2}");
     // The engine slices within a character.
     assert!(rendered("{{ '{0[\u{e9}]}'.format({'\u{e9}': 1}) }}").is_err());
     for template in [
@@ -119,6 +121,10 @@ fn a_template_fills_no_text_up_without_end() {
         "{{ 'a'|indent(width=1000) }}",
         "{{ '%1000000000000d'|format(1) }}",
         "{{ '%(a)1000d'|format({'a': 1}) }}",
+        "{{ '%(a%)1000000000000d'|format({'a%': 1}) }}",
+        "{{ '{:}>1000000000000}'.format('a') }}",
+        "{{ '{:{>1000000000000}'.format('a') }}",
+        "{{ '{0[}]:>1000000000000}'.format({'}': 1}) }}",
         "{{ [1]|batch(1000000000000) }}",
         "{{ [1]|slice(18446744073709551615) }}",
         "{{ '{:>1000000000000}'.format('a') }}",
