@@ -1,7 +1,6 @@
 //! The tokens that heads which are trained alone choose their drafts among.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
 
 use foretoken_heads::MultiTokenModel;
 use foretoken_kernels::linear;
@@ -9,6 +8,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::Error;
 use crate::corpus::Corpus;
+use crate::progress::Word;
 use crate::states::StateCache;
 
 /// Tokens of a corpus that are read at a time.
@@ -16,9 +16,6 @@ const READ: usize = 1 << 20;
 
 /// Batches by which [`expected`] goes: the first of the rounds, at most so many.
 const BATCHES: u64 = 32;
-
-/// Time between two words on how far something is before the first step.
-pub(crate) const SAY_EVERY: Duration = Duration::from_secs(15);
 
 /// Positions whose distributions over the whole vocabulary are in memory at once.
 const POSITIONS: i64 = 256;
@@ -54,10 +51,9 @@ pub(crate) fn expected(
     let mut sums = Tensor::f_zeros([vocab], (Kind::Double, model.device()))?;
     let batches = batches.min(BATCHES);
     tracing::info!("the draft vocabulary: the tokens that the model expects in {batches} batches");
-    let mut said = Instant::now();
+    let mut word = Word::default();
     for index in 0..batches {
-        if said.elapsed() > SAY_EVERY {
-            said = Instant::now();
+        if word.is_due() {
             tracing::info!("{index} of {batches} batches read");
         }
         let (_, states) = cache.batch(model, index, corpus)?;

@@ -12,6 +12,29 @@ use crate::usage::Usage;
 /// Time between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
+/// Time between two words on what comes before the first step.
+const WORD_EVERY: Duration = Duration::from_secs(15);
+
+/// When a word is due on how far something is that takes long.
+pub(crate) struct Word(Instant);
+
+impl Default for Word {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Word {
+    /// Whether it is time for the next one, which is then taken for said.
+    pub(crate) fn is_due(&mut self) -> bool {
+        let due = self.0.elapsed() > WORD_EVERY;
+        if due {
+            *self = Self::default();
+        }
+        due
+    }
+}
+
 /// A bar on a terminal, a line every few seconds elsewhere, or nothing.
 pub(crate) enum Progress {
     Bar(ProgressBar),

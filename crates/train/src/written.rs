@@ -1,7 +1,6 @@
 //! Text that the pretrained model writes itself, for its heads to learn from (self-distillation).
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use foretoken_data::Tokenizer;
 use foretoken_decode::{RowsOptions, write_rows_while};
@@ -11,7 +10,7 @@ use tch::{Device, Tensor};
 
 use crate::Error;
 use crate::config::DataSection;
-use crate::draft_tokens::SAY_EVERY;
+use crate::progress::Word;
 
 /// Rows that are written at once: a pass costs little more for so many than for one.
 fn rows_at_once(device: Device) -> usize {
@@ -86,10 +85,9 @@ impl WrittenText {
         };
         let text = Tensor::f_cat(&rows, 0)?;
         let columns = text.size2()?.1;
-        let mut said = Instant::now();
+        let mut word = Word::default();
         let written = write_rows_while(model, &text, options, &mut |column| {
-            if said.elapsed() > SAY_EVERY {
-                said = Instant::now();
+            if word.is_due() {
                 tracing::info!("token {column} of {columns} in each of their rows");
             }
             !stop.load(Ordering::Relaxed)

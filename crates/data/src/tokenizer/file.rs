@@ -60,7 +60,8 @@ impl FileTokenizer {
         let beside = path.with_file_name("chat_template.jinja");
         let template = read_if_there(&beside)?.map(String::from_utf8).transpose();
         let template = template.map_err(|error| refused(beside)(format!("no text: {error}")))?;
-        Self::from_parts(json, config, template)
+        check(&json)
+            .and_then(|()| Self::from_parts(json, config, template))
             .map_err(|problem| Error::TokenizerFile { path: path.to_path_buf(), problem })
     }
 
@@ -71,7 +72,6 @@ impl FileTokenizer {
         config: Option<Vec<u8>>,
         chat_template: Option<String>,
     ) -> Result<Self, String> {
-        check(&json)?;
         let mut plain = guarded(|| tokenizers::Tokenizer::from_bytes(&json))?;
         plain
             .with_truncation(None)
