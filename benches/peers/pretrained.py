@@ -61,6 +61,10 @@ if sys.argv[1:2] != ["--measure"]:
             "tie_word_embeddings": False, "use_sliding_window": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
         }),
+        "mistral": ("mistral", torch.bfloat16, {
+            "tie_word_embeddings": False, "sliding_window": None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        }),
     }
 
 # Blocks of Unicode, each with letters or marks that tokenizers stumble over.

@@ -212,6 +212,9 @@ pub(crate) struct GenerateArguments {
     /// Take the prompt as what a user says to an instruct model, by the model's own chat template
     #[arg(long)]
     pub(crate) chat: bool,
+    /// What the model is told before what the user says
+    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
+    pub(crate) system: Option<String>,
 }
 
 /// `foretoken logits`.
@@ -384,11 +387,11 @@ pub(crate) struct PlotArguments {
 /// The presets of an experiment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PresetName {
-    /// Three minutes on two cores
+    /// Three or four minutes on two cores
     Smoke,
-    /// Twenty-five minutes on two cores
+    /// Half an hour at most on two cores
     Quick,
-    /// A hundred minutes on two cores
+    /// A hundred minutes at most on two cores
     Long,
     /// Sized for one data-centre GPU
     Full,

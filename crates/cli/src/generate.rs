@@ -39,7 +39,7 @@ pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
         );
     });
     if arguments.chat {
-        opened = opened.with_chat(&arguments.model)?;
+        opened = opened.with_chat(&arguments.model, arguments.system.clone())?;
     }
     let Opened { model, reader } = opened;
     let options = options(arguments, model.config(), &reader)?;
@@ -86,6 +86,14 @@ fn refuse(arguments: &GenerateArguments) -> anyhow::Result<()> {
             "--heads {heads}: autoregressive decoding takes one head; use --decoding speculative"
         ));
     }
+    let drafts = arguments.decoding == Some(DecodingName::Speculative)
+        || arguments.heads.is_some_and(|heads| heads > 1);
+    if let Some(temperature) = arguments.temperature.filter(|_| drafts) {
+        return usage(format!(
+            "--temperature {temperature}: drafts are verified against the likeliest token, so a text that \
+             is drawn at random is decoded plainly; leave out --heads and --decoding speculative"
+        ));
+    }
     Ok(())
 }
 
@@ -103,18 +111,20 @@ fn options(
     let heads = arguments.heads.unwrap_or(available);
     let decoding = match arguments.decoding {
         Some(DecodingName::Autoregressive) => Decoding::Autoregressive,
-        None if sampling.is_some() && arguments.heads.is_none() => Decoding::Autoregressive,
-        None if sampling.is_none() => Decoding::Adaptive { heads },
-        _ => Decoding::Speculative { heads },
+        Some(DecodingName::Speculative) => Decoding::Speculative { heads },
+        None if sampling.is_some() => Decoding::Autoregressive,
+        None => Decoding::Adaptive { heads },
     };
     if heads == 0 || heads > available {
         let whose = match config.heads.count {
             all if all > available => {
                 format!("of the model's {all} heads {available} predict one token after the other")
             }
+            1 => "the model has one, its own (--with-heads adds trained ones)".to_owned(),
             _ => format!("the model has {available}"),
         };
-        return usage(format!("--heads {heads}: {whose}; give 1 to {available}"));
+        let range = if available > 1 { format!("1 to {available}") } else { "1".to_owned() };
+        return usage(format!("--heads {heads}: {whose}; give {range}"));
     }
     let mut end_of_text = config.end_of_text.clone();
     end_of_text.extend(reader.tokenizer.end_of_text());
@@ -124,6 +134,12 @@ fn options(
             "--alternatives {alternatives}: nothing is drafted that there could be alternatives to, with one \
              head, a temperature or autoregressive decoding"
         ));
+    }
+    if arguments.decoding == Some(DecodingName::Speculative) && config.heads.count == 1 {
+        tracing::warn!(
+            "--decoding speculative: the model has no heads to draft with, so this is plain decoding; \
+             --with-heads puts trained ones on it"
+        );
     }
     Ok(GenerateOptions {
         max_new_tokens: arguments.max_new_tokens,
@@ -153,7 +169,7 @@ impl Session<'_> {
             self.output.line(&format!("# {}", name(&prompt.id)))?;
         }
         let mut text = Text {
-            decoder: self.reader.tokenizer.stream(),
+            decoder: self.reader.tokenizer.stream_after(tokens)?,
             stops: StopTexts::new(&self.arguments.stop),
             stream: stream.then_some(&mut self.output),
             whole: String::new(),

@@ -18,7 +18,14 @@ pub(crate) struct PromptReader {
     pub(crate) tokenizer: Tokenizer,
     /// The most tokens that the model takes.
     context: usize,
-    chat: Option<ChatTemplate>,
+    chat: Option<Chat>,
+}
+
+/// How prompts become chats.
+struct Chat {
+    template: ChatTemplate,
+    /// What is said before the user speaks.
+    system: Option<String>,
 }
 
 impl Opened {
@@ -45,9 +52,10 @@ impl Opened {
         Ok((self.model.read().context("cannot read the model")?, self.reader))
     }
 
-    /// From now on prompts are what a user says to the model.
-    pub(crate) fn with_chat(mut self, path: &Path) -> anyhow::Result<Self> {
-        self.reader.chat = Some(template(&self.reader.tokenizer, path)?);
+    /// From now on prompts are what a user says to the model, which was told `system` before.
+    pub(crate) fn with_chat(mut self, path: &Path, system: Option<String>) -> anyhow::Result<Self> {
+        let template = template(&self.reader.tokenizer, path)?;
+        self.reader.chat = Some(Chat { template, system });
         Ok(self)
     }
 }
@@ -66,9 +74,11 @@ impl PromptReader {
     pub(crate) fn encode(&self, prompt: &str) -> anyhow::Result<Vec<u32>> {
         let tokens = match &self.chat {
             None => self.tokenizer.encode_with_specials(prompt)?,
-            Some(template) => {
-                let message = Message::new("user", prompt);
-                self.tokenizer.encode_chat(&template.render(&[message], true)?)?
+            Some(Chat { template, system }) => {
+                let system = system.iter().map(|text| Message::new("system", text));
+                let user = Message::new("user", prompt);
+                let messages: Vec<Message> = system.chain([user]).collect();
+                self.tokenizer.encode_chat(&template.render(&messages, true)?)?
             }
         };
         let context = self.context;

@@ -36,6 +36,9 @@ fn a_command_line_that_makes_no_sense_exits_with_2() {
         (&["--alternatives", "3", "--decoding", "autoregressive"], &["--alternatives 3"]),
         (&["--alternatives", "3", "--temperature", "1"], &["--alternatives 3", "temperature"]),
         (&["--alternatives", "3", "--heads", "1"], &["--alternatives 3", "one head"]),
+        (&["--temperature", "1", "--heads", "2"], &["--temperature 1", "plainly"]),
+        (&["--temperature", "1", "--decoding", "speculative"], &["--temperature 1", "plainly"]),
+        (&["--system", "x"], &["--chat"]),
         (&["--top-p", "0.5"], &["--temperature"]),
         (&["--threads", "0"], &["--threads 0"]),
         (&["--prompts", "x.jsonl"], &["--prompt"]),
@@ -66,11 +69,26 @@ fn a_device_that_is_not_there_is_refused() {
 fn models_and_heads_that_are_not_there_or_something_else_are_named() {
     let place = Place::new();
     fs::write(place.path("text.gguf"), "Just a text.").unwrap();
+    fs::create_dir(place.path("empty")).unwrap();
+    fs::create_dir_all(place.path("run/model")).unwrap();
+    for name in ["config.json", "heads.safetensors"] {
+        fs::write(place.path("run/model").join(name), "{}").unwrap();
+    }
     for (arguments, parts) in [
         (["--model", "model.gguf", "--with-heads", "x"], &["model.gguf", "no such"][..]),
         (["--model", "text.gguf", "--with-heads", "x"], &["text.gguf", "another format"]),
         (["--model", model(), "--with-heads", "other"], &["other", "No such file"]),
         (["--model", model(), "--with-heads", "text.gguf"], &["text.gguf", "safetensors"]),
+        (["--model", model(), "--with-heads", "empty"], &["empty", "give a model folder"]),
+        (
+            ["--model", "empty", "--with-heads", "x"],
+            &["empty", "config.json", "give a model folder"],
+        ),
+        (["--model", "run", "--with-heads", "x"], &["config.json", "give run/model"]),
+        (
+            ["--model", model(), "--with-heads", "run"],
+            &["heads.safetensors", "run/model: give that"],
+        ),
     ] {
         let output = place.run(&[&["generate", "--prompt", "x"][..], &arguments].concat());
         assert_refused(&output, 1, parts);
@@ -94,6 +112,10 @@ fn configs_that_cannot_be_run_are_refused_by_their_key() {
         assert_refused(&place.train("run", &["--set", set]).output().unwrap(), 1, parts);
         assert!(!place.path("run/model").exists());
     }
+    // What can be seen before the first file is written leaves none.
+    let set = ["--set", "data.tokenizer=nowhere.json"];
+    assert_refused(&place.train("other", &set).output().unwrap(), 1, &["nowhere.json"]);
+    assert!(!place.path("other").exists());
     let missing = place.run(&["train", "--config", "nowhere.toml"]);
     assert_refused(&missing, 1, &["nowhere.toml"]);
     fs::write(place.path("broken.toml"), "[model]\nlayers = = 4\n").unwrap();

@@ -90,6 +90,8 @@ fn heads_draft_for_a_model_in_other_numbers_and_nothing_else() {
 
     let export = ["export", "--model", model(), "--format", "gguf", "--out", "half.gguf"];
     text(&place.run(&[&export[..], &["--float16"]].concat()));
+    let no_heads = ["generate", "--model", model(), "--prompt", "x", "--with-heads", "half.gguf"];
+    assert_refused(&place.run(&no_heads), 1, &["half.gguf", "no place for heads"]);
     let generate = ["generate", "--model", "half.gguf", "--prompt", "def f1", "--json"];
     let more = ["--max-new-tokens", "20"];
     let plain = json(&place.run(&[&generate[..], &more].concat()));
@@ -126,6 +128,8 @@ fn medusa_heads_become_a_folder_for_vllm() {
     });
     assert_eq!(written, expected);
     assert_eq!(place.names("medusa"), ["config.json", "model.safetensors"]);
+    let back = ["generate", "--model", model(), "--with-heads", "medusa", "--prompt", "x"];
+    assert_refused(&place.run(&back), 1, &["medusa", "vLLM", "exported from"]);
     assert_eq!(place.names("."), ["medusa", "medusa.safetensors", "text.txt"]);
 }
 

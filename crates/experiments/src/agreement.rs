@@ -10,6 +10,7 @@ use foretoken_heads::MultiTokenModel;
 
 use crate::measure::check;
 use crate::results::{Agreement, Difference};
+use crate::say::Countdown;
 
 /// Decodes a whole shard in prompts of `prompt_tokens`, `new_tokens` behind each, plainly and with
 /// all heads, and counts the prompts where the two differ.
@@ -28,6 +29,7 @@ pub(crate) fn agreement(
     let stride = prompt_tokens + new_tokens;
     let prompts = shard.len() / stride.max(1);
     let mut differences = Vec::new();
+    let mut countdown = Countdown::new("prompts of the test split compared", prompts);
     for prompt in 0..prompts {
         check(stop)?;
         let tokens = shard.tokens(prompt * stride..prompt * stride + prompt_tokens)?;
@@ -46,6 +48,7 @@ pub(crate) fn agreement(
         if comparison != Comparison::Identical {
             differences.push(Difference { model: name.to_owned(), heads_used, prompt, comparison });
         }
+        countdown.tick();
     }
     let near_ties = differences
         .iter()

@@ -18,6 +18,7 @@ use tch::Device;
 use crate::agreement::agreement;
 use crate::recipe::{DecodingPlan, Recipe};
 use crate::results::{Agreement, Difference, Sample};
+use crate::say::Countdown;
 use crate::stretches::stretches;
 use crate::timing::Times;
 
@@ -302,6 +303,7 @@ fn decode(
     let turns = all.iter().enumerate();
     let turns: Vec<(usize, usize)> =
         turns.flat_map(|(which, ways)| (0..ways.each.len()).map(move |way| (which, way))).collect();
+    let mut countdown = Countdown::new("prompts decoded in all ways", plan.repeats * prompts.len());
     for repeat in 0..plan.repeats {
         all.iter_mut().flat_map(|ways| &mut ways.times).for_each(Times::open);
         for (index, prompt) in prompts.iter().enumerate() {
@@ -311,6 +313,7 @@ fn decode(
                 let (which, way) = turns[(turn + index + repeat) % turns.len()];
                 all[which].run(prompt, way, plan)?;
             }
+            countdown.tick();
         }
     }
     let plain = with_gaps(&mut all, compact, prompts, plan, stop)?;
@@ -459,15 +462,19 @@ fn sample(
         model: name.to_owned(),
         heads_used,
         prompt: texts.tokenizer.decode(prompt)?,
-        pieces: pieces(texts.tokenizer, &run)?,
+        pieces: pieces(texts.tokenizer, prompt, &run)?,
         tokens: run.tokens.len(),
         forward_passes: run.forward_passes,
     })
 }
 
 /// Text and head of each token. A character of several tokens belongs to the one that ends it.
-fn pieces(tokenizer: &Tokenizer, run: &Generation) -> anyhow::Result<Vec<(String, usize)>> {
-    let mut stream = tokenizer.stream();
+fn pieces(
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    run: &Generation,
+) -> anyhow::Result<Vec<(String, usize)>> {
+    let mut stream = tokenizer.stream_after(prompt)?;
     let mut pieces = Vec::new();
     for (&token, &head) in run.tokens.iter().zip(&run.drafted_by) {
         if let Some(text) = stream.push(token)? {

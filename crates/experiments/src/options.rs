@@ -13,11 +13,11 @@ use crate::report::variant;
 /// How much time and hardware an experiment may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Preset {
-    /// Three minutes on two cores: shows that everything works.
+    /// Three or four minutes on two cores: shows that everything works.
     Smoke,
-    /// Twenty-five minutes on two cores.
+    /// Half an hour at most on two cores.
     Quick,
-    /// A hundred minutes on two cores.
+    /// A hundred minutes at most on two cores.
     Long,
     /// Sized for one data-centre GPU.
     Full,

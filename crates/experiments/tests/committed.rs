@@ -43,6 +43,7 @@ fn committed_reports_are_read_and_rendered_and_no_output_in_them_differs() {
         found,
         [
             "pretrained-long",
+            "pretrained-long-kept-heads",
             "pretrained-quick",
             "pretrained-quick-kept-heads",
             "pretrained-quick-without-bfloat16",
@@ -61,6 +62,7 @@ fn the_heads_of_committed_reports_bring_what_they_are_for() {
         ("pretrained-quick", 1.5),
         ("pretrained-quick-without-bfloat16", 1.5),
         ("pretrained-long", 1.7),
+        ("pretrained-long-kept-heads", 1.7),
         ("pretrained-quick-kept-heads", 2.2),
     ] {
         let report = Report::read(&folder.join(format!("{name}.json"))).unwrap();

@@ -18,9 +18,15 @@ pub(crate) const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
 /// Keys of GGUF's tokenizers: what ends a text, a turn, a message.
 pub(crate) const GGUF_ENDS: [&str; 3] = ["eos_token_id", "eot_token_id", "eom_token_id"];
+/// How models spell the end of a turn of a chat.
+const TURN_ENDS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"];
+/// The type of a token in a GGUF file that has no text of its own.
+const CONTROL: f64 = 3.0;
 pub(crate) const STOCK: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-const HEADS: &str = "heads.safetensors";
+const PICKLED: &str = "pytorch_model.bin";
+const PICKLED_INDEX: &str = "pytorch_model.bin.index.json";
+pub(crate) const HEADS: &str = "heads.safetensors";
 
 impl MultiTokenModel {
     /// Writes `config.json`, `model.safetensors` with its index, and `heads.safetensors` where
@@ -163,9 +169,16 @@ pub(crate) fn named(parameters: &[Parameter]) -> Result<Vec<(String, Tensor)>> {
 /// The stock weights of a folder, `layers` layers: one file, or the shards that its index names.
 fn open_stock(folder: &Path, config: &ModelConfig, layers: usize) -> Result<WeightReader> {
     let (one, index) = (folder.join(STOCK), folder.join(INDEX));
-    let files = match !one.exists() && index.exists() {
-        true => SafetensorsFiles::open_index(&index)?,
-        false => SafetensorsFiles::open(&[&one])?,
+    let files = match (one.exists(), index.exists()) {
+        (false, true) => SafetensorsFiles::open_index(&index)?,
+        (false, false) if folder.join(PICKLED).exists() || folder.join(PICKLED_INDEX).exists() => {
+            let problem = format!(
+                "its weights are pickled ({PICKLED}), which can hold code and is not read: save the \
+                 model as safetensors"
+            );
+            return Err(TrunkError::format(folder, problem).into());
+        }
+        _ => SafetensorsFiles::open(&[&one])?,
     };
     let mut reader = WeightReader::new(Box::new(files));
     let sizes = &config.architecture;
@@ -193,7 +206,24 @@ pub(crate) fn gguf_config(file: &GgufFile) -> Result<ModelConfig> {
         let id = file.unsigned(&format!("tokenizer.ggml.{key}"))?;
         add_ends(&mut end_of_text, id.and_then(|id| u32::try_from(id).ok()));
     }
+    add_ends(&mut end_of_text, turn_ends(file)?);
     Ok(ModelConfig { architecture, heads: HeadsConfig::new(BlockHead::KIND, 1), end_of_text })
+}
+
+/// The control tokens that end a turn in a file's chat template, whether its keys name them or not:
+/// files of early converters do not.
+fn turn_ends(file: &GgufFile) -> Result<Vec<u32>> {
+    let template = file.text("tokenizer.chat_template")?.unwrap_or_default();
+    let spelt: Vec<&str> = TURN_ENDS.into_iter().filter(|mark| template.contains(mark)).collect();
+    if spelt.is_empty() {
+        return Ok(Vec::new());
+    }
+    let tokens = file.texts("tokenizer.ggml.tokens")?.unwrap_or_default();
+    let types = file.numbers("tokenizer.ggml.token_type")?.unwrap_or_default();
+    let marks = tokens.iter().zip(types).zip(0..);
+    let marks =
+        marks.filter(|((token, kind), _)| *kind == CONTROL && spelt.contains(&token.as_str()));
+    Ok(marks.map(|(_, id)| id).collect())
 }
 
 /// What one of Meta's checkpoints says of its model.
@@ -215,7 +245,7 @@ pub(crate) fn read_config(folder: &Path) -> Result<ModelConfig> {
     Ok(config)
 }
 
-fn read_object(path: &Path) -> Result<Map<String, Value>> {
+pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
     let text = std::fs::read_to_string(path).map_err(|source| TrunkError::io(path, source))?;
     Ok(serde_json::from_str(&text)
         .map_err(|error| TrunkError::format(path, format!("not a JSON object: {error}")))?)

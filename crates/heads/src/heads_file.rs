@@ -1,10 +1,11 @@
 //! `heads.safetensors`: the heads beyond the first, and what they belong to.
 
-use crate::files::named;
+use crate::files::{CONFIG, HEADS as FILE, named, read_object};
 use crate::{
     BlockHead, DraftVocabulary, Error, HeadsConfig, InformedHead, LinearHead, MedusaHead,
     MultiTokenModel, Registry, Result,
 };
+use foretoken_trunk::gguf::GgufFile;
 use foretoken_trunk::io::{SafetensorsFiles, WeightReader, WeightSource, write_safetensors_with};
 use foretoken_trunk::{Architecture, Error as TrunkError, Initialiser, Parameter};
 use std::path::{Path, PathBuf};
@@ -37,7 +38,7 @@ impl HeadsFile {
 
     /// Opens `path`, a file or a folder with one, to put its heads on a model of these sizes.
     pub(crate) fn open_for(path: &Path, sizes: &Architecture) -> Result<(Self, HeadsConfig)> {
-        let path = if path.is_dir() { path.join("heads.safetensors") } else { path.to_owned() };
+        let path = find(path)?;
         let file = Self::open(&path)?;
         let heads = file.heads()?.ok_or_else(|| {
             let problem = "it does not say what heads it holds: name the model folder that it is \
@@ -81,8 +82,18 @@ impl HeadsFile {
         ))
     }
 
-    /// As [`WeightSource::check`].
+    /// As [`WeightSource::check`]. Tensors of other shapes than the model's are heads of another.
     pub(crate) fn check(&self, parameters: &[Parameter]) -> Result<()> {
+        for (name, view) in named(parameters)? {
+            let (here, needed) = (self.files.shape(&name), view.size());
+            if let Some(found) = here.ok().filter(|found| *found != needed) {
+                let problem = format!(
+                    "expected the shape {needed:?}, found {found:?}: these heads are for a model of \
+                     other sizes"
+                );
+                return Err(TrunkError::tensor(&self.path, &name, problem).into());
+            }
+        }
         Ok(self.files.check(parameters, &|name| name == DraftVocabulary::NAME)?)
     }
 
@@ -95,7 +106,18 @@ impl HeadsFile {
             _ => (1, 0),
         };
         let of_all = |each: usize| each.saturating_mul(heads.count.saturating_sub(1));
-        Ok(self.files.check_size(of_all(numbers), of_all(tensors))?)
+        if self.files.check_size(of_all(numbers), of_all(tensors)).is_ok() {
+            return Ok(());
+        }
+        let problem = format!(
+            "it has {} numbers in {} tensors, too few for {} heads of type \"{}\" on this model: it is \
+             damaged, or its heads are for a smaller one",
+            self.files.numbers(),
+            self.files.names().len(),
+            heads.count,
+            heads.kind
+        );
+        Err(TrunkError::format(&self.path, problem).into())
     }
 
     /// Fills the model's heads, which are of the file's type and count.
@@ -135,6 +157,39 @@ impl HeadsFile {
         let tokens = ids.into_iter().map(|id| u32::try_from(id).ok());
         Ok(Some(tokens.collect::<Option<Vec<u32>>>().ok_or_else(wrong)?))
     }
+}
+
+/// The heads file that is meant by `path`: itself, or the one in that folder.
+fn find(path: &Path) -> Result<PathBuf> {
+    let refused = |problem: &str| Err(TrunkError::format(path, problem).into());
+    if path.is_dir() {
+        let file = path.join(FILE);
+        if file.exists() {
+            return Ok(file);
+        }
+        let below = path.join("model");
+        if below.join(FILE).exists() {
+            let below = below.display();
+            return refused(&format!(
+                "there is no heads.safetensors in it, but in {below}: give that"
+            ));
+        }
+        let config = read_object(&path.join(CONFIG)).unwrap_or_default();
+        if config.get("model_type").is_some_and(|family| family == "medusa") {
+            return refused(
+                "these are heads as vLLM reads them: give the model folder that they were exported \
+                 from",
+            );
+        }
+        return refused(
+            "there is no heads.safetensors in it: give a model folder of more than one head, or its \
+             heads.safetensors",
+        );
+    }
+    if path.exists() && GgufFile::open(path).is_ok() {
+        return refused("a GGUF file has no place for heads: give a model folder that has some");
+    }
+    Ok(path.to_owned())
 }
 
 impl MultiTokenModel {

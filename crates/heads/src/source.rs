@@ -1,6 +1,6 @@
 //! A model as someone published it: a folder or one file, with its tokenizer.
 
-use crate::files::{gguf_config, meta_config, read_config};
+use crate::files::{CONFIG, gguf_config, meta_config, read_config};
 use crate::{Error, ModelConfig, MultiTokenModel, Registry, Result, UnreadModel};
 use foretoken_data::{Tokenizer, Vocabulary};
 use foretoken_trunk::Error as TrunkError;
@@ -34,15 +34,19 @@ impl ModelSource {
     /// `config.json` but with a `params.json` and weights beside it as one of Meta's.
     ///
     /// # Errors
-    /// When there is nothing at `path`, or a file that is no whole GGUF file.
+    /// When there is nothing at `path`, a file that is no whole GGUF file, or a folder of something
+    /// else.
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|source| TrunkError::io(path, source))?;
         let gguf = match metadata.is_dir() {
             true => None,
             false => Some(Arc::new(GgufFile::open(path)?)),
         };
-        let meta =
-            gguf.is_none() && !path.join("config.json").exists() && MetaCheckpoint::is_in(path);
+        let bare = gguf.is_none() && !path.join(CONFIG).exists();
+        let meta = bare && MetaCheckpoint::is_in(path);
+        if bare && !meta {
+            return Err(no_model(path));
+        }
         Ok(Self { path: path.to_owned(), gguf, meta })
     }
 
@@ -156,6 +160,21 @@ impl ModelSource {
             Error::Trunk(file.error(format!("its tokenizer cannot be used: {error}")))
         })
     }
+}
+
+/// What there is to say of a folder that is no model's.
+fn no_model(folder: &Path) -> Error {
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let gguf = files
+        .map(|entry| entry.file_name())
+        .filter(|name| Path::new(name).extension().is_some_and(|end| end == "gguf"))
+        .min();
+    let below = Some(folder.join("model")).filter(|below| below.join(CONFIG).exists());
+    let advice = match below.or(gguf.map(|file| folder.join(file))) {
+        Some(path) => format!("give {}", path.display()),
+        None => "give a model folder or a GGUF file".to_owned(),
+    };
+    TrunkError::format(folder, format!("no model folder, it has no {CONFIG}: {advice}")).into()
 }
 
 /// What a file's metadata says of its tokenizer.

@@ -70,6 +70,27 @@ fn stock(model: &MultiTokenModel) -> BTreeMap<String, Tensor> {
 }
 
 #[test]
+fn what_ends_a_turn_in_the_template_of_a_gguf_file_ends_a_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let mut vocabulary = Tokenizer::bytes().vocabulary().unwrap();
+    vocabulary.tokens[257] = "<|im_end|>".to_owned();
+    // One that texts have.
+    vocabulary.tokens[258] = "<|end|>".to_owned();
+    vocabulary.token_types.as_mut().unwrap()[258] = 4;
+    for (template, ends) in [
+        (None, &[256][..]),
+        (Some("{{ messages[0].content }}<|im_start|>"), &[256]),
+        (Some("{{ messages[0].content }}<|im_end|><|end|>"), &[256, 257]),
+    ] {
+        vocabulary.chat_template = template.map(str::to_owned);
+        let tokenizer = Tokenizer::from_vocabulary(&vocabulary).unwrap();
+        model(sizes(3), 1).export_gguf(&path, "small", &tokenizer, GgufNumbers::Float32).unwrap();
+        assert_eq!(open(&path).config().end_of_text, ends);
+    }
+}
+
+#[test]
 fn a_gguf_file_gives_back_sizes_and_bits() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");

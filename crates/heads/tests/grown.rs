@@ -114,6 +114,23 @@ fn heads_are_joined_to_the_model_that_they_were_trained_on_and_to_no_other() {
     }
 }
 
+#[test]
+fn heads_for_a_model_of_other_sizes_are_said_to_be_that() {
+    let _turn = turn();
+    for kind in ["block", "informed", "medusa", "linear"] {
+        let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let [heads, wider, larger] = folders.each_ref().map(tempfile::TempDir::path);
+        grown(kind, 3).save(heads).unwrap();
+        stock(|sizes| sizes.dim = 28).save(wider).unwrap();
+        stock(|sizes| sizes.dim = 96).save(larger).unwrap();
+        for (model, words) in [(wider, "a model of other sizes"), (larger, "for a smaller one")] {
+            let joined = unread(model, Some(heads)).and_then(UnreadModel::read);
+            let error = joined.unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("heads.safetensors"), "{error}");
+        }
+    }
+}
+
 /// The model in `folder`, not yet read, with the heads of a file.
 fn unread(folder: &Path, heads: Option<&Path>) -> Result<UnreadModel> {
     let model = ModelSource::open(folder)?.unread(Kind::Float, Device::Cpu)?;
@@ -360,7 +377,7 @@ fn a_damaged_heads_file_is_named() {
     let one = Tensor::zeros([24, 24], (Kind::Float, Device::Cpu));
     write_safetensors_with(&path, &[("heads.1.linear.weight".to_owned(), one)], &metadata).unwrap();
     let error = stock(|_| ()).with_heads(&path, &Registry::stock()).unwrap_err().to_string();
-    assert!(error.contains("holds 576 numbers"), "{error}");
+    assert!(error.contains("576 numbers in 1 tensors, too few for 1000 heads"), "{error}");
     // A plain file of tensors, which does not say what it is.
     write_safetensors(
         &path,
@@ -427,7 +444,8 @@ fn a_published_folder_is_read_whatever_it_is_split_into() {
             // As files of before transformers 5 have it.
             let mut section = config.as_object_mut().unwrap().remove("rope_parameters").unwrap();
             section.as_object_mut().unwrap().remove("rope_theta");
-            config["rope_scaling"] = section;
+            assert_eq!(config["rope_scaling"], section);
+            assert_eq!(section["original_max_position_embeddings"], json!(16));
         }
         write_config(folder.path(), &config);
         shard(folder.path());
@@ -455,6 +473,7 @@ fn what_an_index_and_its_shards_disagree_on_is_named() {
         assert_eq!(error.lines().count(), 1);
     };
     refused(&|index| index["weight_map"] = json!(3), "weight_map");
+    refused(&|index| index["weight_map"] = json!({}), "names no file");
     refused(
         &|index| index["weight_map"]["lm_head.weight"] = json!("../x.safetensors"),
         "same folder",
@@ -471,6 +490,21 @@ fn what_an_index_and_its_shards_disagree_on_is_named() {
         &|index| index["weight_map"]["lm_head.weight"] = json!("model-00002-of-00002.safetensors"),
         "lm_head.weight",
     );
+}
+
+#[test]
+fn pickled_weights_are_said_to_be_that() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    stock(|_| ()).save(folder.path()).unwrap();
+    for name in ["model.safetensors", "model.safetensors.index.json"] {
+        fs::remove_file(folder.path().join(name)).unwrap();
+    }
+    let error = load(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("model.safetensors"), "{error}");
+    fs::write(folder.path().join("pytorch_model.bin"), "").unwrap();
+    let error = load(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("pickled") && error.contains("as safetensors"), "{error}");
 }
 
 #[test]
@@ -494,6 +528,16 @@ fn a_tied_folder_may_store_the_unembedding_if_it_is_the_embedding() {
 fn a_source_that_is_nothing_known_is_refused() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
+    let refused = |words: &str| {
+        let error = ModelSource::open(folder.path()).err().unwrap().to_string();
+        assert!(error.contains("config.json") && error.contains(words), "{error}");
+    };
+    refused("give a model folder");
+    fs::write(folder.path().join("b.gguf"), "").unwrap();
+    fs::write(folder.path().join("a.gguf"), "").unwrap();
+    refused("/a.gguf");
+    stock(|_| ()).save(&folder.path().join("model")).unwrap();
+    refused("/model");
     let missing = ModelSource::open(&folder.path().join("none.gguf"));
     assert!(missing.err().unwrap().to_string().contains("none.gguf"));
     let path = folder.path().join("text.gguf");

@@ -154,12 +154,15 @@ fn damaged_folders_are_refused_with_the_file_and_the_tensor_named() {
     expect(&["is missing"]);
 
     fs::write(at("model.safetensors"), &stock).unwrap();
+    let heads = fs::read(at("heads.safetensors")).unwrap();
     fs::remove_file(at("heads.safetensors")).unwrap();
     expect(&["heads.safetensors"]);
 
     let config = fs::read_to_string(at("config.json")).unwrap();
     for (from, to, word) in [
         ("\"llama\"", "\"gemma\"", "model_type is gemma"),
+        ("\"llama\"", "\"mistral\"", "sliding_window"),
+        ("\"llama\"", "\"mistral\", \"sliding_window\": 4096", "sliding_window"),
         ("\"hidden_size\": 24", "\"hidden_size\": 1000000", "numbers"),
         ("\"hidden_size\": 24", "\"hidden_size\": 1e30", "hidden_size"),
         ("\"count\": 3", "\"count\": 90", "90 heads"),
@@ -171,6 +174,10 @@ fn damaged_folders_are_refused_with_the_file_and_the_tensor_named() {
             if word == "numbers" && w == "config.json" { "model.safetensors" } else { w }
         }));
     }
+    fs::write(at("heads.safetensors"), &heads).unwrap();
+    let mistral = config.replacen("\"llama\"", "\"mistral\", \"sliding_window\": null", 1);
+    fs::write(at("config.json"), mistral).unwrap();
+    load(folder.path()).unwrap();
 }
 
 #[test]

@@ -35,15 +35,22 @@ impl Word {
     }
 }
 
+/// What is shown of a training.
+pub(crate) struct Progress {
+    shown: Shown,
+    /// What its losses are called.
+    losses: String,
+}
+
 /// A bar on a terminal, a line every few seconds elsewhere, or nothing.
-pub(crate) enum Progress {
+enum Shown {
     Bar(ProgressBar),
     Lines(Lines),
     Silent,
 }
 
 /// What the plain lines need to know.
-pub(crate) struct Lines {
+struct Lines {
     steps: u64,
     began: Instant,
     first: u64,
@@ -51,11 +58,34 @@ pub(crate) struct Lines {
 }
 
 impl Progress {
-    /// For steps `first..steps`.
-    pub(crate) fn new(shown: bool, first: u64, steps: u64) -> Self {
-        if !shown {
-            return Self::Silent;
+    /// For steps `first..steps`, with losses under that name.
+    pub(crate) fn new(shown: bool, first: u64, steps: u64, losses: String) -> Self {
+        let shown = if shown { Shown::new(first, steps) } else { Shown::Silent };
+        Self { shown, losses }
+    }
+
+    pub(crate) fn step(&mut self, metrics: &StepMetrics, usage: &Usage) {
+        match &mut self.shown {
+            Shown::Bar(bar) => {
+                bar.set_message(summary(&self.losses, metrics, usage));
+                bar.set_position(metrics.step);
+            }
+            Shown::Lines(lines) => {
+                lines.step(metrics.step, || summary(&self.losses, metrics, usage));
+            }
+            Shown::Silent => {}
         }
+    }
+
+    pub(crate) fn finish(&self) {
+        if let Shown::Bar(bar) = &self.shown {
+            bar.abandon();
+        }
+    }
+}
+
+impl Shown {
+    fn new(first: u64, steps: u64) -> Self {
         if !std::io::stderr().is_terminal() {
             let now = Instant::now();
             return Self::Lines(Lines { steps, began: now, first, last: now });
@@ -68,28 +98,10 @@ impl Progress {
         bar.reset_eta();
         Self::Bar(bar)
     }
-
-    pub(crate) fn step(&mut self, metrics: &StepMetrics, usage: &Usage) {
-        match self {
-            Self::Bar(bar) => {
-                bar.set_message(summary(metrics, usage));
-                bar.set_position(metrics.step);
-            }
-            Self::Lines(lines) => lines.step(metrics, usage),
-            Self::Silent => {}
-        }
-    }
-
-    pub(crate) fn finish(&self) {
-        if let Self::Bar(bar) = self {
-            bar.abandon();
-        }
-    }
 }
 
 impl Lines {
-    fn step(&mut self, metrics: &StepMetrics, usage: &Usage) {
-        let step = metrics.step;
+    fn step(&mut self, step: u64, summary: impl FnOnce() -> String) {
         if self.last.elapsed() < LINE_EVERY && step != self.first + 1 && step != self.steps {
             return;
         }
@@ -101,16 +113,17 @@ impl Lines {
             std::io::stderr(),
             "step {step}/{}  {}  {left:.0} s left",
             self.steps,
-            summary(metrics, usage)
+            summary()
         );
     }
 }
 
 /// Losses, tokens a second, memory, and how much of the machine's arithmetic the model needs.
-fn summary(metrics: &StepMetrics, usage: &Usage) -> String {
+fn summary(name: &str, metrics: &StepMetrics, usage: &Usage) -> String {
     let loss = |loss: &f64| if loss.is_nan() { "-".to_owned() } else { format!("{loss:.3}") };
     let losses: Vec<String> = metrics.losses.iter().map(loss).collect();
-    let mut text = format!("loss {}  {:.0} tokens/s", losses.join(" "), metrics.tokens_per_second);
+    let mut text =
+        format!("{name} {}  {:.0} tokens/s", losses.join(" "), metrics.tokens_per_second);
     if let Some(bytes) = usage.memory_bytes {
         let _ = write!(text, "  {}", DecimalBytes(bytes));
     }
@@ -139,7 +152,8 @@ mod tests {
         };
         let usage = Usage { memory_bytes: Some(1_500_000_000), utilisation: Some(0.376) };
         let figures = "loss 1.234 2.000  1234 tokens/s";
-        assert_eq!(summary(&metrics, &usage), format!("{figures}  1.50 GB  utilisation 38%"));
-        assert_eq!(summary(&metrics, &Usage::default()), figures);
+        let shown = |usage: &Usage| summary("loss", &metrics, usage);
+        assert_eq!(shown(&usage), format!("{figures}  1.50 GB  utilisation 38%"));
+        assert_eq!(shown(&Usage::default()), figures);
     }
 }

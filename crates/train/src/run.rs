@@ -143,6 +143,7 @@ fn run(config: &TrainConfig, out: &Path, options: &TrainOptions) -> Result<Train
     require(!several || config.heads.train == HeadTraining::Together, "heads.train", || {
         "heads alone are trained in one process".to_owned()
     })?;
+    let start = Start::new(config)?;
     let checkpoints = Checkpoints::new(out.join("checkpoints"));
     let model_dir = out.join("model");
     fs::create_dir_all(out).map_err(|source| Error::Write { path: out.to_owned(), source })?;
@@ -157,7 +158,6 @@ fn run(config: &TrainConfig, out: &Path, options: &TrainOptions) -> Result<Train
         return Err(Error::Occupied { path: out.to_owned() });
     }
     let shards = options.shards_dir.clone().unwrap_or_else(|| out.join("shards"));
-    let start = Start::new(config)?;
     let root = options.corpus_root.as_deref();
     let corpus = Corpus::prepare(config, start.tokenizer.clone(), &shards, root)?;
     let fresh = TrainingState::new(config, &corpus.sha256(), &corpus.tokenizer);
@@ -406,7 +406,11 @@ impl Run<'_> {
         let meter = || Meter::new(config, &trainer.model, processes);
         let meter = (asked && !trainer.finished()).then(meter);
         let metrics = MetricsFile::open(metrics, first)?;
-        let progress = Progress::new(options.progress, first, config.train.steps);
+        let losses = match config.heads.train {
+            HeadTraining::Together => "loss".to_owned(),
+            HeadTraining::Alone => format!("loss (heads {first_head} on)"),
+        };
+        let progress = Progress::new(options.progress, first, config.train.steps, losses);
         Ok(Watch { metrics, events, progress, meter })
     }
 

@@ -173,6 +173,7 @@ impl Architecture {
             "max_position_embeddings": self.context,
             "rms_norm_eps": self.norm_eps,
             "rope_theta": self.rope_theta,
+            "rope_scaling": self.rope_scaling.to_scaling(),
             "rope_parameters": self.rope_scaling.to_parameters(self.rope_theta),
             "hidden_act": "silu",
             "attention_bias": self.qkv_bias,
@@ -203,9 +204,16 @@ impl Architecture {
         let family = config.get("model_type").and_then(Value::as_str).unwrap_or("nothing");
         let qkv_bias = match family {
             "llama" => false,
+            // A Llama, where every position sees all before it; a key left out is a window of 4,096.
+            "mistral" if config.get("sliding_window").is_some_and(Value::is_null) => false,
+            "mistral" => {
+                let problem = "model_type is mistral, supported with sliding_window = null only";
+                return Err(Error::format(path, problem));
+            }
             "qwen2" => true,
             _ => {
-                let problem = format!("model_type is {family}, only llama and qwen2 are supported");
+                let problem =
+                    format!("model_type is {family}, only llama, qwen2 and mistral are supported");
                 return Err(Error::format(path, problem));
             }
         };

@@ -119,22 +119,30 @@ impl RopeScaling {
         }
     }
 
-    /// The section `rope_parameters` of a `config.json`.
-    pub(crate) fn to_parameters(self, theta: f64) -> Value {
+    /// The section `rope_scaling` of a `config.json`, which `transformers` 4.43 and later read; null
+    /// where there is none.
+    pub(crate) fn to_scaling(self) -> Value {
         match self {
-            Self::None => json!({"rope_type": "default", "rope_theta": theta}),
-            Self::Linear { factor } => {
-                json!({"rope_type": "linear", "rope_theta": theta, "factor": factor})
-            }
+            Self::None => Value::Null,
+            Self::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
             Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => json!({
                 "rope_type": "llama3",
-                "rope_theta": theta,
                 "factor": factor,
                 "low_freq_factor": low_freq_factor,
                 "high_freq_factor": high_freq_factor,
-                "original_max_position_embeddings": original_context,
+                "original_max_position_embeddings": positions(original_context),
             }),
         }
+    }
+
+    /// The section `rope_parameters`, which `transformers` 5 reads where the other is null.
+    pub(crate) fn to_parameters(self, theta: f64) -> Value {
+        let mut section = match self {
+            Self::None => json!({"rope_type": "default"}),
+            _ => self.to_scaling(),
+        };
+        section["rope_theta"] = json!(theta);
+        section
     }
 
     /// Checks that it can be computed with.
@@ -156,6 +164,15 @@ impl RopeScaling {
             "rope_scaling",
             "factors must be positive, and high_freq_factor the larger",
         ))
+    }
+}
+
+/// A number of positions: a whole one, unless another was computed from a GGUF's factors.
+fn positions(number: f64) -> Value {
+    if number.fract() == 0.0 && number < f64::from(u32::MAX) {
+        json!(number as u64)
+    } else {
+        json!(number)
     }
 }
 

@@ -250,6 +250,21 @@ fn a_factor_without_a_type_scales_linearly() {
 }
 
 #[test]
+fn a_part_of_a_model_is_refused_as_that() {
+    let folder = Folder::new();
+    for (parts, refused) in [(0, false), (1, false), (3, true)] {
+        let count = ("split.count".to_owned(), GgufValue::Unsigned(parts));
+        let mut first = metadata();
+        first.push(count.clone());
+        // The other parts have no more metadata than that.
+        let other = vec![count];
+        let read = [first, other].map(|part| read(&folder.write(&part, &tensors())));
+        let is_part = |error: &dyn std::fmt::Display| error.to_string().contains("one of 3 parts");
+        assert_eq!(read.map(|read| read.is_err_and(|error| is_part(&error))), [refused; 2]);
+    }
+}
+
+#[test]
 fn a_context_out_of_all_proportion_is_refused() {
     let folder = Folder::new();
     let mut long = metadata();

@@ -11,7 +11,7 @@ use super::sides::{Ours, Theirs, text};
 use super::{Check, Plan};
 
 /// What they are called in `benches/peers/pretrained.py`, which says what each of them has.
-const FAMILIES: [&str; 3] = ["llama3_scaling", "llama_linear", "qwen2"];
+const FAMILIES: [&str; 4] = ["llama3_scaling", "llama_linear", "qwen2", "mistral"];
 
 const PROMPTS: usize = 3;
 

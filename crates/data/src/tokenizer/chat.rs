@@ -63,6 +63,9 @@ pub struct ChatTemplate {
 struct Names<'a> {
     messages: &'a [Message],
     add_generation_prompt: bool,
+    // There are none, which is not the same as undefined.
+    tools: Option<()>,
+    documents: Option<()>,
     // A template may ask whether these are defined: none at all is not the same as an empty one.
     #[serde(skip_serializing_if = "Option::is_none")]
     bos_token: Option<&'a str>,
@@ -105,6 +108,8 @@ impl ChatTemplate {
         let names = Names {
             messages,
             add_generation_prompt,
+            tools: None,
+            documents: None,
             bos_token: self.bos_token.as_deref(),
             eos_token: self.eos_token.as_deref(),
         };

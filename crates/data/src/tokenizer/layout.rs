@@ -37,9 +37,9 @@ pub(super) enum Cut {
 ///
 /// `smollm` cuts digits off in llama.cpp and in the models' own `tokenizer.json`; `transformers`
 /// does not do so when it reads a GGUF file. The ids here are the same as those of `transformers`.
-/// The two differ where spaces or line ends stand before a digit, or one space before a digit that is
-/// none of ASCII's.
-const CUTS: [(&str, Cut); 11] = [
+/// llama.cpp's differ where spaces or line ends stand before a digit, or one space before a digit that
+/// is none of ASCII's.
+const CUTS: [(&str, Cut); 14] = [
     ("gpt-2", Cut::Gpt2),
     ("phi-2", Cut::Gpt2),
     ("smollm", Cut::Gpt2),
@@ -47,6 +47,9 @@ const CUTS: [(&str, Cut); 11] = [
     ("refact", Cut::Digits),
     ("llama-bpe", Cut::Llama3),
     ("llama3", Cut::Llama3),
+    ("llama-v3", Cut::Llama3),
+    ("falcon3", Cut::Llama3),
+    ("pixtral", Cut::Llama3),
     ("qwen2", Cut::Qwen2),
     ("deepseek-r1-qwen", Cut::Qwen2),
     ("tekken", Cut::Tekken),
@@ -120,6 +123,11 @@ impl Model {
         Self::SentencePiece { space_before: true },
         Self::SentencePiece { space_before: false },
     ];
+
+    /// Whether a prompt begins with a begin-of-text where a file does not say.
+    pub(super) fn begins_with_bos(self) -> bool {
+        matches!(self, Self::SentencePiece { .. } | Self::ByteLevel(Cut::Llama3 | Cut::Tekken))
+    }
 
     pub(super) fn normalizer(self) -> Value {
         match self {

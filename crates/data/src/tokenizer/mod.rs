@@ -214,6 +214,19 @@ impl Tokenizer {
         }
     }
 
+    /// A decoder for ids that go on from `text`: where words begin with a space that the beginning of a
+    /// text does not have, theirs keep it.
+    ///
+    /// # Errors
+    /// For an id outside the vocabulary, unless its model has it.
+    pub fn stream_after(&self, text: &[u32]) -> Result<StreamDecoder> {
+        let mut stream = self.stream();
+        if let Some(&last) = text.last() {
+            stream.follow(last)?;
+        }
+        Ok(stream)
+    }
+
     /// A decoder for ids that come one after the other.
     pub fn stream(&self) -> StreamDecoder {
         match &self.kind {

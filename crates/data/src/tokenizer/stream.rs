@@ -13,7 +13,8 @@ const MOST_PENDING: usize = 64;
 /// Turns ids that come one by one into text that can be printed at once.
 ///
 /// A piece is handed out when its last character is complete; the pieces put together are what
-/// [`Tokenizer::decode`](crate::Tokenizer::decode) makes of all the ids. Only for a vocabulary
+/// [`Tokenizer::decode`](crate::Tokenizer::decode) makes of all the ids, but for the space before the
+/// first word of a decoder that [goes on from a text](crate::Tokenizer::stream_after). Only for a vocabulary
 /// with byte fallback, whose decoder judges a run of bytes as a whole, may the two differ, where
 /// the bytes are no UTF-8.
 ///
@@ -60,6 +61,14 @@ impl StreamDecoder {
     pub(super) fn file(tokenizer: Arc<FileTokenizer>, silent: Range<usize>) -> Self {
         let window = Window { tokenizer, ids: Vec::new(), settled: 0, emitted: 0 };
         Self { state: State::File(window), silent }
+    }
+
+    /// Takes the id before the first, if it is known to end a character.
+    pub(super) fn follow(&mut self, id: u32) -> Result<()> {
+        match &mut self.state {
+            State::File(window) if !self.silent.contains(&(id as usize)) => window.follow(id),
+            _ => Ok(()),
+        }
     }
 
     /// Takes the next id; gives the text that is now certain, if any.
@@ -118,6 +127,14 @@ fn take_characters(pending: &mut Vec<u8>) -> String {
 }
 
 impl Window {
+    fn follow(&mut self, id: u32) -> Result<()> {
+        let text = self.tokenizer.decode(&[id])?;
+        if !self.tokenizer.is_special(id) && !text.contains(char::REPLACEMENT_CHARACTER) {
+            (self.ids, self.settled, self.emitted) = (vec![id], 1, text.len());
+        }
+        Ok(())
+    }
+
     fn push(&mut self, id: u32) -> Result<String> {
         self.tokenizer.check(id)?;
         if self.tokenizer.is_special(id) {

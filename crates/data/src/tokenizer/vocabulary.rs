@@ -61,7 +61,8 @@ pub struct Vocabulary {
     pub eos: Option<u32>,
     /// What a sentence-piece model puts where it has no piece.
     pub unknown: Option<u32>,
-    /// Whether a prompt begins with `bos`; where nothing is said, only a sentence-piece model's does.
+    /// Whether a prompt begins with `bos`; where nothing is said, those of sentence-piece models and
+    /// of models that cut text as Llama 3 or Tekken do, as in llama.cpp.
     pub add_bos: Option<bool>,
     /// Whether a prompt ends with `eos`; where nothing is said, it does not.
     pub add_eos: Option<bool>,
@@ -114,7 +115,16 @@ impl Vocabulary {
 
     fn built_as(&self) -> Result<Model, VocabularyProblem> {
         match self.model.as_str() {
-            "gpt2" => Ok(Model::ByteLevel(Cut::named(self.pre.as_deref())?)),
+            "gpt2" => {
+                if self.pre.is_none() {
+                    tracing::warn!(
+                        "the file does not say how text is cut before it is merged \
+                         (tokenizer.ggml.pre), so it is cut as for GPT-2: for a model that learned on \
+                         other cuts take a newer file"
+                    );
+                }
+                Ok(Model::ByteLevel(Cut::named(self.pre.as_deref())?))
+            }
             "llama" => {
                 Ok(Model::SentencePiece { space_before: self.add_space_prefix.unwrap_or(true) })
             }
@@ -213,8 +223,7 @@ impl Vocabulary {
 
     fn post_processor(&self, model: Model) -> Value {
         let mark = |id: Option<u32>| Some(Mark { id: id?, name: self.name(id)? });
-        let pieces = matches!(model, Model::SentencePiece { .. });
-        let first = mark(self.bos).filter(|_| self.add_bos.unwrap_or(pieces));
+        let first = mark(self.bos).filter(|_| self.add_bos.unwrap_or(model.begins_with_bos()));
         let last = mark(self.eos).filter(|_| self.add_eos.unwrap_or(false));
         layout::post_processor(first, last)
     }

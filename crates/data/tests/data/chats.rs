@@ -47,6 +47,12 @@ fn smollm2s_template_puts_its_own_system_message_first() {
 }
 
 #[test]
+fn a_chat_without_tools_has_none_as_transformers_says() {
+    let source = "{% if tools is defined and tools is none and documents is none %}none{% endif %}";
+    assert_eq!(rendered(source).unwrap(), "none");
+}
+
+#[test]
 fn smollm2s_template_keeps_to_a_system_message_of_the_chat() {
     let chat = [
         Message::new("system", "Be brief."),

@@ -171,6 +171,24 @@ fn bytes_that_make_no_character_are_given_up_on_without_losing_any() {
 }
 
 #[test]
+fn a_stream_behind_a_text_keeps_the_space_before_its_first_word() {
+    let tokenizer = tokenizer_of(&fallback_json());
+    let text = tokenizer.encode("c a").unwrap();
+    let more = [260, 259];
+    assert_eq!(tokenizer.decode(&more).unwrap(), "ac");
+    assert_eq!(streamed(tokenizer.stream_after(&text).unwrap(), &more), " ac");
+    assert_eq!(streamed(tokenizer.stream_after(&[]).unwrap(), &more), "ac");
+    // Behind a byte it is not known whether a character is at its end.
+    let emoji = tokenizer.encode("🙂").unwrap();
+    assert_eq!(streamed(tokenizer.stream_after(&emoji).unwrap(), &[257, 258]), "ab");
+    assert!(tokenizer.stream_after(&[261]).is_err());
+    let tokenizer = tokenizer_of(&bpe_json());
+    let (text, more) = (tokenizer.encode("é").unwrap(), tokenizer.encode("日 w").unwrap());
+    assert_eq!(streamed(tokenizer.stream_after(&text).unwrap(), &more), "日 w");
+    assert!(Tokenizer::bytes().stream_after(&[65]).is_ok());
+}
+
+#[test]
 fn a_byte_stream_replaces_a_bad_byte_as_soon_as_it_is_known_to_be_bad() {
     let mut stream = Tokenizer::bytes().stream();
     assert_eq!(stream.push(0xE6).unwrap(), None);

@@ -110,6 +110,16 @@ fn only_what_the_vocabulary_asks_for_goes_around_a_prompt() {
     assert_eq!(around(Some(true), None), [263, 259]);
     assert_eq!(around(Some(true), Some(true)), [263, 259, 264]);
 
+    // As llama.cpp has it.
+    for (pre, begins) in [("llama-bpe", true), ("tekken", true), ("qwen2", false)] {
+        let around = |add_bos| {
+            let pre = Some(pre.to_owned());
+            let tokenizer = made(&Vocabulary { pre, add_bos, ..byte_level_vocabulary() });
+            tokenizer.encode_with_specials("hello").unwrap().len() == 2
+        };
+        assert_eq!([None, Some(false), Some(true)].map(around), [begins, false, true], "{pre}");
+    }
+
     let pieces = made(&piece_vocabulary());
     assert_eq!(pieces.encode_with_specials("hello").unwrap(), [1, 268]);
     assert_eq!(pieces.encode("hello").unwrap(), [268]);
@@ -208,6 +218,11 @@ fn merges_of_a_piece_vocabulary_are_used_where_the_file_lists_them() {
 
 #[test]
 fn an_unknown_kind_or_pre_tokenizer_is_refused_with_the_known_ones() {
+    made(&Vocabulary { pre: None, ..byte_level_vocabulary() });
+    for pre in ["llama-v3", "falcon3", "pixtral"] {
+        let vocabulary = Vocabulary { pre: Some(pre.to_owned()), ..byte_level_vocabulary() };
+        assert_eq!(made(&vocabulary).vocabulary().unwrap().pre.as_deref(), Some("llama-bpe"));
+    }
     let model = "rwkv".to_owned();
     let error = problem(&Vocabulary { model, ..byte_level_vocabulary() });
     assert!(error.to_string().contains("`rwkv`"));

@@ -24,6 +24,11 @@ impl GgufFile {
     /// # Errors
     /// When the family is not supported or a key is missing or of no use.
     pub fn architecture(&self) -> Result<Architecture> {
+        if let Some(parts) = self.unsigned("split.count")?.filter(|&parts| parts > 1) {
+            return Err(self.error(format!(
+                "GGUF: it is one of {parts} parts of a model; join them first (llama-gguf-split --merge)"
+            )));
+        }
         let (family, _) = self.family()?;
         let key = |name: &str| format!("{family}.{name}");
         let size = |name: &str| self.size(&key(name));

@@ -60,6 +60,9 @@ impl SafetensorsFiles {
             let problem = "weight_map must name a file of the same folder";
             names.insert(plain.ok_or_else(|| Error::tensor(index, tensor, problem))?);
         }
+        if names.is_empty() {
+            return Err(Error::format(index, "weight_map names no file"));
+        }
         let folder = index.parent().unwrap_or(Path::new(""));
         let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
         let files = Self::open(&paths.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
