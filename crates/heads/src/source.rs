@@ -134,7 +134,7 @@ impl ModelSource {
     /// When it is missing, cannot be made sense of or has more tokens than the model, or what says
     /// how many these are is missing, damaged or of a family that is not supported.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let (tokenizer, rows) = (self.own_tokenizer()?, self.config()?.architecture.vocab);
+        let (tokenizer, rows) = (self.own_tokenizer()?, self.rows()?);
         let ids = tokenizer.vocab_size();
         if ids > rows {
             let problem = format!(
@@ -144,6 +144,14 @@ impl ModelSource {
             return Err(TrunkError::format(&self.path, problem).into());
         }
         Ok(tokenizer.with_rows(rows))
+    }
+
+    /// Rows of the embedding. (A GGUF's whole config goes through its vocabulary.)
+    fn rows(&self) -> Result<usize> {
+        match &self.gguf {
+            Some(file) => Ok(file.architecture()?.vocab),
+            None => Ok(self.config()?.architecture.vocab),
+        }
     }
 
     fn own_tokenizer(&self) -> Result<Tokenizer> {

@@ -39,7 +39,7 @@ impl Word {
 pub(crate) struct Progress {
     shown: Shown,
     /// What its losses are called.
-    losses: String,
+    losses: &'static str,
 }
 
 /// A bar on a terminal, a line every few seconds elsewhere, or nothing.
@@ -59,7 +59,7 @@ struct Lines {
 
 impl Progress {
     /// For steps `first..steps`, with losses under that name.
-    pub(crate) fn new(shown: bool, first: u64, steps: u64, losses: String) -> Self {
+    pub(crate) fn new(shown: bool, first: u64, steps: u64, losses: &'static str) -> Self {
         let shown = if shown { Shown::new(first, steps) } else { Shown::Silent };
         Self { shown, losses }
     }
@@ -67,11 +67,11 @@ impl Progress {
     pub(crate) fn step(&mut self, metrics: &StepMetrics, usage: &Usage) {
         match &mut self.shown {
             Shown::Bar(bar) => {
-                bar.set_message(summary(&self.losses, metrics, usage));
+                bar.set_message(summary(self.losses, metrics, usage));
                 bar.set_position(metrics.step);
             }
             Shown::Lines(lines) => {
-                lines.step(metrics.step, || summary(&self.losses, metrics, usage));
+                lines.step(metrics.step, || summary(self.losses, metrics, usage));
             }
             Shown::Silent => {}
         }

@@ -390,9 +390,9 @@ impl Run<'_> {
         let (config, options, trainer) = (self.config, self.options, &self.trainer);
         let first = trainer.state.step;
         // Heads that learn alone are those after the first.
-        let first_head = match config.heads.train {
-            HeadTraining::Together => 1,
-            HeadTraining::Alone => 2,
+        let (first_head, losses) = match config.heads.train {
+            HeadTraining::Together => (1, "loss"),
+            HeadTraining::Alone => (2, "loss (heads 2 on)"),
         };
         let events = match options.tensorboard {
             true => {
@@ -406,10 +406,6 @@ impl Run<'_> {
         let meter = || Meter::new(config, &trainer.model, processes);
         let meter = (asked && !trainer.finished()).then(meter);
         let metrics = MetricsFile::open(metrics, first)?;
-        let losses = match config.heads.train {
-            HeadTraining::Together => "loss".to_owned(),
-            HeadTraining::Alone => format!("loss (heads {first_head} on)"),
-        };
         let progress = Progress::new(options.progress, first, config.train.steps, losses);
         Ok(Watch { metrics, events, progress, meter })
     }
